@@ -1,0 +1,1 @@
+"""Encoder backbones: the only code that reads keras-nlp and Keras internals."""

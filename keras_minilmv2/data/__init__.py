@@ -1,0 +1,1 @@
+"""Text in, batches of packed token ids out."""

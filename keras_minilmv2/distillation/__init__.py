@@ -1,0 +1,1 @@
+"""Relation losses and the model that trains a student with them."""

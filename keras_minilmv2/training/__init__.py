@@ -1,0 +1,1 @@
+"""Schedules, callbacks and pictures of a training run."""
