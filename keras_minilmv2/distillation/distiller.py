@@ -1,0 +1,268 @@
+"""The model that trains a student to have its teacher's relations."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
+from keras_minilmv2.backbones.students import check_same_family, zero_segment_ids
+from keras_minilmv2.distillation.losses import RelationLoss
+from keras_minilmv2.files import save_student
+
+
+class _Untracked:
+    """Holds a model that must not become part of the distiller's weights."""
+
+    def __init__(self, model):
+        self.model = model
+
+
+class RelationDistiller(keras.Model):
+    """Distils a teacher's self-attention relations into a student (MiniLMv2).
+
+        L = sum_ij a_ij / (A_r |x|) sum_a sum_t KL(R_teacher[a, t] || R_student[a, t])
+        R = softmax(A_i A_j' / sqrt(d_r))
+
+    with `A_i`, `A_j` out of the queries, keys and values of the teacher's
+    `teacher_layer` and of the student's last layer, joined to the full width and split
+    into `num_relation_heads` heads. No labels are needed.
+
+    The teacher runs in inference mode, outside the gradient tape and only up to the
+    projections of `teacher_layer`; it is no part of the distiller's weights. The
+    student stays the plain keras-nlp backbone that was passed in and is trained in
+    place.
+
+    **What gets no gradient.** Above the projections of its last layer, the student's
+    attention output, both norms and feed-forward of that layer, and the pooler of
+    BERT, ALBERT and ELECTRA, are not part of the loss. They stay as initialised until
+    the student is fine-tuned, and weight decay does not touch them.
+
+    Metrics: `loss` (nats, the weighted sum) and one for each relation pair, such as
+    `qq`. `evaluate` runs without dropout.
+
+    Args:
+        teacher: a keras-nlp backbone.
+        student: a keras-nlp backbone of the same family and vocabulary.
+        teacher_layer: int, from 1. The papers take the last layer of 12-layer
+            teachers, 21 of BERT large, 19 of RoBERTa and XLM-R large.
+        num_relation_heads: int. Must divide both `hidden_dim`s. The papers take 48
+            with teachers of 768 channels and 64 with 1024.
+        relation_weights: dict of float by pair of letters q, k, v. Defaults to
+            `{"qq": 1.0, "kk": 1.0, "vv": 1.0}`.
+        relation_loss: a `RelationLoss` or `AttentionValueLoss` in place of the two
+            arguments before.
+        **kwargs: as for `keras.Model`.
+
+    Call arguments:
+        inputs: dict of int32 `"token_ids"` and `"padding_mask"` (1 = real token), each
+            `(batch, length)`; `"segment_ids"` may be left out and is then 0. What
+            `fit` and `evaluate` read, in batches. Returns the student's output.
+
+    Raises:
+        TypeError: if a backbone is of no supported family.
+        ValueError: if the two backbones do not fit together, or an argument does not
+            fit them.
+
+    Example:
+
+    ```python
+    distiller = RelationDistiller(
+        teacher, student, teacher_layer=12, num_relation_heads=48
+    )
+    distiller.compile(optimizer=adamw(6e-4, warmup_steps=4_000, total_steps=400_000))
+    distiller.fit(dataset)
+    save_student(student, tokenizer, "out/student")
+    ```
+
+    Reference:
+        [Wang et al., 2021](https://arxiv.org/abs/2012.15828), equations 5 to 8.
+    """
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        teacher_layer,
+        num_relation_heads=None,
+        relation_weights=None,
+        relation_loss=None,
+        **kwargs,
+    ):
+        check_same_family(teacher, student)
+        check_layer("teacher_layer", teacher_layer, len(block_calls(teacher)))
+        if relation_loss is None:
+            if num_relation_heads is None:
+                raise ValueError(
+                    "`num_relation_heads` must be given unless `relation_loss` is. "
+                    "Received: num_relation_heads=None."
+                )
+            relation_loss = RelationLoss(num_relation_heads, relation_weights)
+        elif num_relation_heads is not None or relation_weights is not None:
+            raise ValueError(
+                "`relation_loss` must not be combined with `num_relation_heads` or "
+                "`relation_weights`. Received: relation_loss="
+                f"{relation_loss.name!r}, num_relation_heads={num_relation_heads}, "
+                f"relation_weights={relation_weights}."
+            )
+        kwargs.setdefault("dtype", student.dtype_policy)
+        super().__init__(**kwargs)
+        self.student = student
+        self.teacher_layer = teacher_layer
+        self.relation_loss = relation_loss
+        self._teacher_qkv = _Untracked(qkv_model(teacher, teacher_layer))
+        self._student_qkv = _Untracked(qkv_model(student, len(block_calls(student))))
+        self._max_sequence_length = min(
+            teacher.max_sequence_length, student.max_sequence_length
+        )
+        # Wrong heads fail here, not in the first step.
+        num_heads = relation_loss.relation_heads(
+            self._teacher_qkv.model.output, self._student_qkv.model.output
+        )
+        _check_divides(num_heads, teacher, student)
+        self._trackers = {"loss": keras.metrics.Mean(name="loss")}
+        for pair, weight in relation_loss.relation_weights.items():
+            if weight:
+                self._trackers[pair] = keras.metrics.Mean(name=pair)
+        self.built = True
+
+    @property
+    def metrics(self):
+        """The total loss first, then one metric for each relation pair."""
+        return list(self._trackers.values())
+
+    @property
+    def distilled_variables(self):
+        """The student's trainable variables that the loss reaches."""
+        return self._student_qkv.model.trainable_variables
+
+    def compile(self, optimizer="rmsprop", jit_compile="auto", **kwargs):
+        """Sets the optimizer and builds its variables.
+
+        Args:
+            optimizer: a Keras optimizer, see `keras_minilmv2.adamw`.
+            jit_compile: bool or `"auto"`: XLA where there is a GPU or TPU, and not on
+                a CPU, where it was slower.
+            **kwargs: as for `keras.Model.compile`, without `loss` and `metrics`.
+
+        Raises:
+            ValueError: if `loss`, `metrics` or `loss_weights` is passed.
+        """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` must not be passed: the loss of a RelationDistiller is "
+                    f"its `relation_loss`. Received: {name}={kwargs[name]!r}."
+                )
+        if jit_compile == "auto":
+            jit_compile = bool(
+                tf.config.list_logical_devices("GPU")
+                or tf.config.list_logical_devices("TPU")
+            )
+        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+        if not self.optimizer.built:
+            # Variables made inside the first step break under tf.distribute.
+            self.optimizer.build(self.distilled_variables)
+
+    def call(self, inputs, training=False):
+        """Runs the student."""
+        return self.student(self._inputs(inputs), training=training)
+
+    def train_step(self, data):
+        """One update of the student; see the class for the loss."""
+        inputs = self._inputs(data)
+        y_true = self._teacher_relations(inputs)
+        with tf.GradientTape() as tape:
+            pair_losses = self._pair_losses(inputs, y_true, training=True)
+            losses = self.relation_loss.weighted_sum(pair_losses)
+            # Optimizers sum gradients over replicas; the loss is their mean.
+            num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            loss = self.optimizer.scale_loss(ops.mean(losses) / num_replicas)
+        variables = self.distilled_variables
+        gradients = tape.gradient(loss, variables)
+        self.optimizer.apply(
+            [_dense(g, v) for g, v in zip(gradients, variables, strict=True)],
+            variables,
+        )
+        return self._update_metrics(losses, pair_losses)
+
+    def test_step(self, data):
+        """The loss on one batch, without dropout."""
+        inputs = self._inputs(data)
+        pair_losses = self._pair_losses(
+            inputs, self._teacher_relations(inputs), training=False
+        )
+        return self._update_metrics(
+            self.relation_loss.weighted_sum(pair_losses), pair_losses
+        )
+
+    def save(self, filepath, overwrite=True, **kwargs):
+        """Saves the student, and nothing else, as a keras-nlp preset directory.
+
+        Args:
+            filepath: str or path. A directory.
+            overwrite: bool. Whether an existing directory is replaced.
+            **kwargs: ignored; here for callbacks that pass options of
+                `keras.Model.save`.
+        """
+        save_student(self.student, None, filepath, overwrite=overwrite)
+
+    def _teacher_relations(self, inputs):
+        vectors = self._teacher_qkv.model(inputs, training=False)
+        return {**vectors, "padding_mask": inputs["padding_mask"]}
+
+    def _pair_losses(self, inputs, y_true, training):
+        y_pred = self._student_qkv.model(inputs, training=training)
+        return self.relation_loss.pair_losses(y_true, y_pred)
+
+    def _update_metrics(self, losses, pair_losses):
+        for name, values in {"loss": losses, **pair_losses}.items():
+            self._trackers[name].update_state(values)
+        return self.get_metrics_result()
+
+    def _inputs(self, data):
+        """The student's inputs out of what a dataset yields; labels are ignored."""
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(inputs, dict):
+            raise TypeError(
+                "`dataset` must yield dicts of token_ids and padding_mask. "
+                f"Received: a batch of type {type(inputs).__name__}."
+            )
+        inputs = zero_segment_ids(self.student, inputs)
+        missing = sorted(set(self.student.input) - set(inputs))
+        if missing:
+            raise ValueError(
+                f"`dataset` must yield {', '.join(sorted(self.student.input))}. "
+                f"Received: a batch without {', '.join(missing)}."
+            )
+        length = inputs["token_ids"].shape[1]
+        if length is not None and length > self._max_sequence_length:
+            raise ValueError(
+                "`sequence_length` must not be beyond the position table. Received: "
+                f"sequence_length={length}, max_sequence_length="
+                f"{self._max_sequence_length}."
+            )
+        return {name: inputs[name] for name in self.student.input}
+
+
+def _check_divides(num_relation_heads, teacher, student):
+    for role, backbone in (("teacher", teacher), ("student", student)):
+        if backbone.hidden_dim % num_relation_heads != 0:
+            raise ValueError(
+                "`num_relation_heads` must divide the `hidden_dim` of teacher and "
+                f"student. Received: num_relation_heads={num_relation_heads}, "
+                f"{role} hidden_dim={backbone.hidden_dim} ({family_of(backbone).name})."
+            )
+
+
+def _dense(gradient, variable):
+    """A gradient without holes: Adam then moves every row of an embedding.
+
+    Without XLA an embedding's gradient has the touched rows only and Keras' optimizers
+    leave the others alone; with XLA it is dense. The papers' Adam is dense.
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.math.unsorted_segment_sum(
+        gradient.values, gradient.indices, variable.shape[0]
+    )

@@ -1,0 +1,228 @@
+"""Relation losses as `keras.losses.Loss` classes over the functions of relations."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_minilmv2.distillation.relations import (
+    PROJECTION_OF_LETTER,
+    relation_losses,
+)
+
+DEFAULT_RELATION_WEIGHTS = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
+
+
+def check_relation_weights(relation_weights):
+    """Returns the weights as a dict of float, or says what is wrong with them.
+
+    Raises:
+        TypeError: if `relation_weights` is not a dict.
+        ValueError: if it is empty, names a letter other than q, k, v, or has a weight
+            that is negative or not finite, or none above zero.
+    """
+    if not isinstance(relation_weights, dict):
+        raise TypeError(
+            "`relation_weights` must be a dict of float by pair of letters. "
+            f"Received: relation_weights={relation_weights!r}."
+        )
+    if not relation_weights:
+        raise ValueError(
+            "`relation_weights` must name at least one pair, such as "
+            '{"qq": 1.0}. Received: relation_weights={}.'
+        )
+    for pair, weight in relation_weights.items():
+        if (
+            not isinstance(pair, str)
+            or len(pair) != 2
+            or not set(pair) <= PROJECTION_OF_LETTER.keys()
+        ):
+            raise ValueError(
+                "`relation_weights` must have pairs of the letters q, k and v as keys. "
+                f"Received: key {pair!r}."
+            )
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not math.isfinite(weight)
+            or weight < 0
+        ):
+            raise ValueError(
+                "`relation_weights` must have finite weights of at least 0. "
+                f"Received: {pair}={weight!r}."
+            )
+    if not any(relation_weights.values()):
+        raise ValueError(
+            "`relation_weights` must have a weight above 0. "
+            f"Received: relation_weights={relation_weights}."
+        )
+    return {pair: float(weight) for pair, weight in relation_weights.items()}
+
+
+class _PairLoss(keras.losses.Loss):
+    """Weighted sum of relation divergences; subclasses say of which heads."""
+
+    relation_weights: dict
+
+    def pair_losses(self, y_true, y_pred):
+        """Divergence of each pair, a value for each sequence.
+
+        Args:
+            y_true: as for calling the loss.
+            y_pred: as for calling the loss.
+
+        Returns:
+            dict by pair of float32 `(batch,)`, nats, not weighted.
+        """
+        return relation_losses(
+            y_true,
+            y_pred,
+            y_true["padding_mask"],
+            self.relation_heads(y_true, y_pred),
+            [pair for pair, weight in self.relation_weights.items() if weight],
+        )
+
+    def weighted_sum(self, pair_losses):
+        """Sums divergences with their weights."""
+        return sum(
+            self.relation_weights[pair] * losses for pair, losses in pair_losses.items()
+        )
+
+    def relation_heads(self, y_true, y_pred):
+        raise NotImplementedError
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        # Without the base class's cast: a bfloat16 mask would round its counts.
+        pair_losses = self.pair_losses(y_true, y_pred)
+        losses = self.weighted_sum(pair_losses)  # b
+        if sample_weight is not None:
+            losses = losses * ops.cast(sample_weight, losses.dtype)
+        if self.reduction in (None, "none"):
+            return losses
+        if self.reduction == "sum":
+            return ops.sum(losses)
+        return ops.mean(losses)
+
+
+@keras.saving.register_keras_serializable(package="keras_minilmv2")
+class RelationLoss(_PairLoss):
+    """KL divergence between teacher and student self-attention relations.
+
+    A relation of two projections is a softmax over tokens, one for each relation head
+    and token. The loss is the sum over `relation_weights` of the mean
+    `KL(teacher || student)` over relation heads and real tokens, then the mean over
+    sequences. Teacher and student may differ in `hidden_dim` and `num_heads`.
+
+        L = sum_ij a_ij / (A_r |x|) sum_a sum_t KL(R_teacher[a, t] || R_student[a, t])
+        R = softmax(A_i A_j' / sqrt(d_r))
+
+    Padding is neither a row nor a column of a relation. Computed in float32 under
+    every dtype policy. The student's attention output and feed-forward of the
+    distilled layer receive no gradient from this loss.
+
+    Args:
+        num_relation_heads: int. `A_r` in the paper; must divide both `hidden_dim`s.
+        relation_weights: dict of float by pair of letters q, k, v; `alpha_ij` in
+            the paper. Defaults to `{"qq": 1.0, "kk": 1.0, "vv": 1.0}`.
+        name: str.
+        reduction: `"sum_over_batch_size"` (the mean over sequences), `"sum"` or None.
+
+    Call arguments:
+        y_true: dict of teacher `"query"`, `"key"`, `"value"`, each
+            `(batch, length, num_heads, head_dim)`, and `"padding_mask"`
+            `(batch, length)`, 1 for a real token.
+        y_pred: dict of student `"query"`, `"key"`, `"value"`, same layout.
+        sample_weight: `(batch,)`. Defaults to ones.
+
+    Returns:
+        float32 scalar, nats per token and relation head, summed over pairs.
+
+    Raises:
+        ValueError: if `num_relation_heads` does not divide both `hidden_dim`s, or
+            a pair has a letter other than q, k, v.
+
+    Reference:
+        [Wang et al., 2021](https://arxiv.org/abs/2012.15828), equations 5 to 8.
+    """
+
+    def __init__(
+        self,
+        num_relation_heads,
+        relation_weights=None,
+        name="relation_loss",
+        reduction="sum_over_batch_size",
+        **kwargs,
+    ):
+        super().__init__(name=name, reduction=reduction, **kwargs)
+        if (
+            isinstance(num_relation_heads, bool)
+            or not isinstance(num_relation_heads, int)
+            or num_relation_heads < 1
+        ):
+            raise ValueError(
+                "`num_relation_heads` must be a positive int. "
+                f"Received: num_relation_heads={num_relation_heads!r}."
+            )
+        if relation_weights is None:
+            relation_weights = DEFAULT_RELATION_WEIGHTS
+        self.num_relation_heads = num_relation_heads
+        self.relation_weights = check_relation_weights(relation_weights)
+
+    def relation_heads(self, y_true, y_pred):
+        """The number of relation heads."""
+        return self.num_relation_heads
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "num_relation_heads": self.num_relation_heads,
+            "relation_weights": self.relation_weights,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_minilmv2")
+class AttentionValueLoss(_PairLoss):
+    """The loss of MiniLM (v1): attention distributions and value relations.
+
+    `L = L_AT + L_VR`: the mean KL(teacher || student) of the attention distributions
+    `softmax(Q K' / sqrt(d_k))` and of the value relations `softmax(V V' / sqrt(d_k))`,
+    over attention heads and real tokens. The paper takes the last layer of both. It
+    is the relation loss of the pairs q-k and v-v with as many relation heads as
+    attention heads, so both models must have the same number of them.
+
+    Args:
+        name: str.
+        reduction: `"sum_over_batch_size"` (the mean over sequences), `"sum"` or None.
+
+    Call arguments:
+        y_true: as for `RelationLoss`.
+        y_pred: as for `RelationLoss`.
+
+    Returns:
+        float32 scalar, nats per token and attention head, summed over both terms.
+
+    Raises:
+        ValueError: if teacher and student differ in `num_heads`.
+
+    Reference:
+        [Wang et al., 2020](https://arxiv.org/abs/2002.10957), equations 6 to 10.
+    """
+
+    def __init__(
+        self, name="attention_value_loss", reduction="sum_over_batch_size", **kwargs
+    ):
+        super().__init__(name=name, reduction=reduction, **kwargs)
+        self.relation_weights = {"qk": 1.0, "vv": 1.0}
+
+    def relation_heads(self, y_true, y_pred):
+        """The number of attention heads, once it is known to be the same."""
+        teacher_heads = y_true["query"].shape[-2]
+        student_heads = y_pred["query"].shape[-2]
+        if teacher_heads != student_heads:
+            raise ValueError(
+                "`num_heads` of teacher and student must be equal for "
+                "AttentionValueLoss; RelationLoss has no such rule. Received: teacher "
+                f"num_heads={teacher_heads}, student num_heads={student_heads}."
+            )
+        return teacher_heads

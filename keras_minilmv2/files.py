@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing_file(path):
+    """Yields a temporary path that takes the place of `path` when all went well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+    )
+    os.close(handle)
+    try:
+        yield Path(name)
+        # mkstemp makes files that only their owner reads.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_directory(path):
+    """Yields an empty temporary directory that takes the place of `path` at the end.
+
+    What stood at `path` goes only when the new directory is complete.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        yield fresh
+        fresh.chmod(0o777 & ~_umask())
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+            os.replace(path, old)
+        os.replace(fresh, path)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def save_student(student, tokenizer, path, overwrite=True):
+    """Saves a student as a keras-nlp preset directory, its tokenizer beside it.
+
+    `keras_hub.models.Backbone.from_preset(path)` reads it back with equal outputs.
+    Written to a temporary directory and renamed.
+
+    Args:
+        student: a keras-nlp backbone.
+        tokenizer: a keras-nlp tokenizer, or None to save the backbone alone.
+        path: str or path of the directory.
+        overwrite: bool. Whether an existing directory is replaced.
+
+    Raises:
+        FileExistsError: if `path` exists and `overwrite` is not set.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"`path` must not exist unless `overwrite` is set. Received: path={path}."
+        )
+    with replacing_directory(path) as fresh:
+        student.save_to_preset(str(fresh))
+        if tokenizer is not None:
+            tokenizer.save_to_preset(str(fresh))
+
+
+def directory_bytes(path):
+    """Bytes of all files below a directory."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+
+
+def _umask():
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
