@@ -74,9 +74,13 @@ def save_student(student, tokenizer, path, overwrite=True):
             tokenizer.save_to_preset(str(fresh))
 
 
-def directory_bytes(path):
-    """Bytes of all files below a directory."""
-    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+def weight_bytes(path):
+    """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
+    return sum(
+        file.stat().st_size
+        for pattern in ("*.weights.h5", "*.safetensors")
+        for file in Path(path).glob(pattern)
+    )
 
 
 def _umask():

