@@ -1,0 +1,370 @@
+"""Text files, standard input and TFDS datasets as one stream of text."""
+
+import atexit
+import codecs
+import functools
+import glob
+import gzip
+import io
+import itertools
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+BLOCK_BYTES = 256 * 1024
+PIECE_CHARS = 16_384
+
+# A document is trimmed, so that two blank lines in a row end only one.
+DOCUMENT_SEPARATORS = {
+    "blank_line": re.compile(r"\n[^\S\n]*\n"),
+    "line": re.compile(r"\n"),
+    "file": re.compile(r"(?!)"),  # matches nowhere
+}
+
+
+class Corpus:
+    r"""Documents from files, directories, standard input and TFDS datasets.
+
+    Iterating gives pairs `(text, starts_document)`: a document comes whole, or, if it
+    is longer than `PIECE_CHARS` (16,384) characters, in pieces of at most that many,
+    each cut before white space where there is any. The pieces of a document,
+    concatenated, are the document, trimmed of surrounding white space; documents
+    without text are left out. Line ends become `"\n"` and stay in the text:
+    WordPiece and SentencePiece treat them as white space, byte-level BPE has a token
+    for them. Within a document, white space of more than `PIECE_CHARS` characters
+    may become one character.
+
+    Only a block of one file is held at a time, so memory grows neither with the
+    corpus nor with a document. A corpus can be iterated any number of times.
+
+    The held-out part is every `held_out_every`-th piece, counted over the whole
+    corpus: a document no longer than `PIECE_CHARS` goes there whole, a longer one, a
+    book for instance, leaves pieces on both sides, and the piece after a gap starts
+    a document. Two corpora that differ in `part` alone share no text, and nothing is
+    in neither.
+
+    Args:
+        sources: str, path, or sequence of them, read in this order. Each is
+            - a file; one that ends in `.gz` is decompressed;
+            - a directory: all `*.txt` and `*.txt.gz` below it, sorted by path;
+            - a glob, `**` included, whose matches are sorted;
+            - `-`, standard input. It can be read only once, so the first iteration
+              copies all of it to a temporary file, which is removed at exit;
+            - `tfds:NAME[/CONFIG][:VERSION][@SPLIT]`, a TFDS dataset, downloaded
+              if it has to be: `tfds:wikipedia/20230601.en:1.0.0@train[:10%]`. The
+              split defaults to `train`.
+        document_separator: str. What ends a document within a file:
+            `"blank_line"`, one or more of them; `"line"`, every line is a document;
+            or `"file"`, nothing does. A file always ends one. A record of a TFDS
+            dataset is one document under each of them.
+        decode_errors: str. What becomes of bytes that are not UTF-8: `"strict"`
+            raises, `"replace"` puts U+FFFD in their place and counts them in
+            `num_decode_errors`.
+        text_feature: str. The feature of TFDS records to read.
+        tfds_data_dir: str or path. Where TFDS keeps its data; None for the default of
+            TFDS.
+        held_out_every: int or None. Every how many pieces one is held out; None holds
+            none out.
+        part: str. `"train"` or `"held_out"`.
+
+    Attributes:
+        inputs: tuple of str. The sources with directories and globs replaced by the
+            files found when the corpus was made.
+        num_decode_errors: int. Malformed byte sequences replaced so far; however
+            often the corpus is iterated, each counts once.
+        error: the ValueError that ended an iteration, or None; an iteration to the
+            end clears it. tf.data reports it with an error of its own: see
+            `corpus_errors`.
+
+    Raises:
+        ValueError: if a path or glob matches nothing, a directory has no text file or
+            an argument is not one of the values above. During iteration: if a file
+            cannot be read or decompressed, is not UTF-8 (`decode_errors="strict"`),
+            or a TFDS dataset, its split or its feature does not exist.
+    """
+
+    def __init__(
+        self,
+        sources,
+        *,
+        document_separator="blank_line",
+        decode_errors="strict",
+        text_feature="text",
+        tfds_data_dir=None,
+        held_out_every=None,
+        part="train",
+    ):
+        if isinstance(sources, (str, os.PathLike)):
+            sources = (sources,)
+        sources = tuple(os.fspath(source) for source in sources)
+        if not sources:
+            raise ValueError(
+                "`sources` must name at least one source. Received: sources=()."
+            )
+        if document_separator not in DOCUMENT_SEPARATORS:
+            raise ValueError(
+                f"`document_separator` must be one of {', '.join(DOCUMENT_SEPARATORS)}."
+                f" Received: document_separator={document_separator!r}."
+            )
+        if decode_errors not in ("strict", "replace"):
+            raise ValueError(
+                '`decode_errors` must be "strict" or "replace". '
+                f"Received: decode_errors={decode_errors!r}."
+            )
+        if held_out_every is not None and held_out_every < 2:
+            raise ValueError(
+                "`held_out_every` must be at least 2. "
+                f"Received: held_out_every={held_out_every}."
+            )
+        if part not in ("train", "held_out"):
+            raise ValueError(
+                f'`part` must be "train" or "held_out". Received: part={part!r}.'
+            )
+        if part == "held_out" and held_out_every is None:
+            raise ValueError(
+                '`held_out_every` must be set when `part` is "held_out". '
+                "Received: held_out_every=None."
+            )
+        self.sources = sources
+        self.document_separator = document_separator
+        self.decode_errors = decode_errors
+        self.text_feature = text_feature
+        self.tfds_data_dir = tfds_data_dir
+        self.held_out_every = held_out_every
+        self.part = part
+        self.inputs = tuple(name for source in sources for name in _inputs(source))
+        self.error = None
+        self._num_replaced = {}  # by name of the file or record
+
+    @property
+    def num_decode_errors(self):
+        """Malformed byte sequences replaced so far."""
+        return sum(self._num_replaced.values())
+
+    def __iter__(self):
+        # Not cleared here: tf.data, reading ahead, begins the next epoch before its
+        # consumer has seen the error of this one.
+        try:
+            yield from self._pieces_of_part()
+        except ValueError as error:
+            self.error = error
+            raise
+        self.error = None
+
+    def _pieces_of_part(self):
+        """The pieces of the part asked for."""
+        if self.held_out_every is None:
+            yield from self._pieces()
+            return
+        follows_gap = False
+        for number, (text, starts_document) in enumerate(self._pieces(), start=1):
+            held_out = number % self.held_out_every == 0
+            if held_out != (self.part == "held_out"):
+                follows_gap = True
+            elif starts_document or follows_gap:
+                yield text.lstrip(), True
+                follows_gap = False
+            else:
+                yield text, False
+
+    def _pieces(self):
+        """The pieces of all sources."""
+        for name in self.inputs:
+            if name.startswith("tfds:"):
+                for index, record in enumerate(self._tfds_records(name)):
+                    text = self._decoded([record], f"record {index} of {name}")
+                    yield from split_pieces(text, "file")
+            else:
+                if name == "-":
+                    text = self._decoded(_blocks(_spooled(sys.stdin)), "standard input")
+                else:
+                    text = self._decoded(_blocks(name), name)
+                yield from split_pieces(text, self.document_separator)
+
+    def _decoded(self, blocks, name):
+        """Text of UTF-8 blocks, without a byte order mark and carriage returns."""
+        newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        offset, rest, num_replaced = 0, b"", 0
+        for block in itertools.chain(blocks, [None]):
+            is_end = block is None
+            data = rest if is_end else rest + block
+            try:
+                text, num_used = codecs.utf_8_decode(data, "strict", is_end)
+            except UnicodeDecodeError as error:
+                if self.decode_errors == "strict":
+                    at = error.start
+                    raise ValueError(
+                        f"`sources` must be UTF-8 text. Received: {name}, with byte "
+                        f"0x{data[at]:02x} at offset {offset + at}. "
+                        'Set `decode_errors="replace"` to read it all the same.'
+                    ) from error
+                text, num_used = codecs.utf_8_decode(data, "replace", is_end)
+                # Less the U+FFFD that were in the text before.
+                num_replaced += text.count("\ufffd")
+                num_replaced -= data[:num_used].count(b"\xef\xbf\xbd")
+                before = self._num_replaced.get(name, 0)
+                self._num_replaced[name] = max(before, num_replaced)
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            rest = data[num_used:]
+            offset += num_used
+            yield newlines.decode(text, final=is_end)
+
+    def _tfds_records(self, source):
+        """The text of each record of a TFDS dataset, as bytes."""
+        # Importing them takes seconds that reading a file need not wait.
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+
+        name, _, split = source.removeprefix("tfds:").partition("@")
+        # A wrong name raises ValueError or AssertionError, a failed download
+        # anything from urllib's, requests' or the dataset's own errors.
+        try:
+            builder = tfds.builder(name, data_dir=self.tfds_data_dir)
+            if not builder.is_prepared():
+                builder.download_and_prepare()
+        except Exception as error:
+            raise ValueError(
+                "`sources` must name TFDS datasets that are on this machine or can "
+                f"be downloaded. Received: {source} ({_first_line(error)})."
+            ) from error
+        features = builder.info.features
+        names = [
+            key
+            for key in features
+            if features[key].tf_dtype == tf.string and features[key].shape == ()
+        ]
+        if self.text_feature not in names:
+            raise ValueError(
+                f"`text_feature` must be a text feature of {source}: one of "
+                f"{', '.join(names)}. Received: text_feature={self.text_feature!r}."
+            )
+        try:
+            dataset = builder.as_dataset(split=split or "train", shuffle_files=False)
+        except ValueError as error:
+            raise ValueError(
+                "`sources` must name a split of the TFDS dataset: one of "
+                f"{', '.join(builder.info.splits)}, or a slice of one. "
+                f"Received: {source}."
+            ) from error
+        try:
+            texts = dataset.map(lambda record: record[self.text_feature])
+            yield from texts.as_numpy_iterator()
+        except tf.errors.OpError as error:
+            raise ValueError(
+                "`sources` must be files that can be read to the end. "
+                f"Received: {source} ({_first_line(error)})."
+            ) from error
+
+
+def split_pieces(blocks, document_separator):
+    """Splits one text into documents, long documents into pieces.
+
+    Args:
+        blocks: iterable of str. The text, cut anywhere.
+        document_separator: str. As for `Corpus`.
+
+    Yields:
+        `(text, starts_document)`, as `Corpus` does.
+    """
+    split = DOCUMENT_SEPARATORS[document_separator].split
+    rest, starts_document = "", True
+    for block in itertools.chain(blocks, [None]):
+        if block is None:
+            documents, rest = [rest], ""
+        else:
+            *documents, rest = split(rest + block)
+        for document in documents:
+            document, starts_document = yield from _cut(document, starts_document)
+            if document := document.rstrip():
+                yield document, starts_document
+            starts_document = True
+        rest, starts_document = yield from _cut(rest, starts_document)
+
+
+def _cut(text, starts_document):
+    """Yields pieces until few characters are left; returns those and the flag."""
+    if starts_document:
+        text = text.lstrip()
+    begin = 0
+    while len(text) - begin > PIECE_CHARS:
+        window = text[begin : begin + PIECE_CHARS + 1]
+        if window.isspace():
+            # One character for all of it; a newline may be half of a blank line.
+            blank = "\n" if "\n" in window else " "
+            text, begin = blank + text[begin + len(window) :], 0
+            continue
+        space = max(window.rfind(" "), window.rfind("\n"), window.rfind("\t"))
+        # All the white space goes to the next piece: byte-level BPE joins a space
+        # to the word after it.
+        length = len(window[: max(space, 0)].rstrip()) or PIECE_CHARS
+        yield window[:length], starts_document
+        starts_document = False
+        begin += length
+    return text[begin:], starts_document
+
+
+def _inputs(source):
+    """The files of one source, or the source itself if it is no path."""
+    if source == "-" or source.startswith("tfds:"):
+        return [source]
+    path = os.path.expanduser(source)
+    paths = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    if not paths:
+        raise ValueError(
+            "`sources` must name files that exist. "
+            f"Received: {source!r}, which matches nothing."
+        )
+    files = []
+    for path in paths:
+        files.extend(_text_files(path) if os.path.isdir(path) else [path])
+    if not files:
+        raise ValueError(
+            "`sources` must name directories with `.txt` or `.txt.gz` files. "
+            f"Received: {source!r}, which has none."
+        )
+    return files
+
+
+def _text_files(directory):
+    """The text files below a directory, sorted by path."""
+    return sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if name.endswith((".txt", ".txt.gz"))
+    )
+
+
+def _blocks(path):
+    """The bytes of a file, decompressed if it is a `.gz` file, block by block."""
+    open_file = gzip.open if path.endswith(".gz") else open
+    try:
+        with open_file(path, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            "`sources` must be files that can be read to the end. "
+            f"Received: {path} ({_first_line(error)})."
+        ) from error
+
+
+@functools.cache
+def _spooled(stream):
+    """Copies a stream to a temporary file, once, and returns its path."""
+    handle, path = tempfile.mkstemp(prefix="keras-minilmv2-stdin-", suffix=".txt")
+    atexit.register(Path(path).unlink, missing_ok=True)
+    with os.fdopen(handle, "wb") as file:
+        shutil.copyfileobj(stream.buffer, file)
+    return path
+
+
+def _first_line(error):
+    """The first line of an error's message, without a full stop and TF's marks."""
+    line = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error).partition("\n")[0])
+    return line.rstrip(".") or type(error).__name__
