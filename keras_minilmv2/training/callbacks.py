@@ -163,7 +163,7 @@ class RunMonitor(keras.callbacks.Callback):
         self.history.add(
             step,
             **losses,
-            learning_rate=self._learning_rate(step),
+            learning_rate=float(self.model.optimizer.learning_rate),
             tokens_per_second=steps
             * self.progress.tokens_per_step
             / (now - self._logged_at),
@@ -171,13 +171,6 @@ class RunMonitor(keras.callbacks.Callback):
         self._logged_at, self._logged_step = now, step
         self._remember(step)
         self.model.reset_metrics()
-
-    def _learning_rate(self, step):
-        """The rate of the last update."""
-        schedule = self.model.optimizer._learning_rate
-        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            return float(schedule(step - 1))
-        return float(schedule)
 
     def _evaluate(self, step):
         """Adds the held-out loss; false, and the run stops, if it is not finite."""

@@ -97,6 +97,7 @@ def adamw(
         epsilon=epsilon,
         global_clipnorm=gradient_clip_norm,
     )
-    # Names of variables: every bias, and a norm's scale and offset.
-    optimizer.exclude_from_weight_decay(var_names=["^bias$", "^gamma$", "^beta$"])
+    # Every bias, and a norm's scale and offset. On TensorFlow, Keras looks at the names
+    # of tf.Variables, which end in ":0".
+    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
     return optimizer

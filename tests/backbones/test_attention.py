@@ -2,6 +2,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+
 from keras_minilmv2.backbones.attention import (
     GatedAttention,
     QKVAttention,

@@ -2,6 +2,7 @@ import keras_hub
 import numpy as np
 import pytest
 from families import CLASSES, SIZES, make_backbone, make_inputs
+
 from keras_minilmv2.backbones.attention import attention_of
 from keras_minilmv2.backbones.projections import block_calls, qkv_model
 

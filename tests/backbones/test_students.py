@@ -2,6 +2,7 @@ import keras_hub
 import numpy as np
 import pytest
 from families import CLASSES, SIZES, VOCABULARY, make_backbone, make_inputs
+
 from keras_minilmv2.backbones.families import vocabulary_size
 from keras_minilmv2.backbones.projections import block_calls, qkv_model
 from keras_minilmv2.backbones.students import evenly_spaced_layers, student_backbone

@@ -1,11 +1,12 @@
 import keras
 import keras_hub
-import keras_minilmv2 as km
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
 from oracle import relation_loss
+
+import keras_minilmv2 as km
+from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
 
 VOCABULARY = 40
 SIZES = {

@@ -2,13 +2,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from oracle import ragged_mask, relation_loss, vectors
+
 from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
 from keras_minilmv2.distillation.relations import (
     relation_kl,
     relation_log_probs,
     split_relation_heads,
 )
-from oracle import ragged_mask, relation_loss, vectors
 
 PAIRS = [rows + columns for rows in "qkv" for columns in "qkv"]
 LENGTH = 7

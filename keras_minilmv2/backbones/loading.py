@@ -1,0 +1,190 @@
+"""Encoders and tokenizers from a preset name, a hub handle or a directory.
+
+Reads `KerasPresetLoader` of keras-hub, checked on keras-hub 0.32.
+"""
+
+import keras
+import keras_hub
+from keras_hub.src.utils.preset_utils import KerasPresetLoader
+
+from keras_minilmv2.backbones.families import FAMILIES
+from keras_minilmv2.backbones.hugging_face_tokenizers import (
+    load_hugging_face_tokenizer,
+    split_words_like_gpt2,
+)
+from keras_minilmv2.backbones.hugging_face_weights import load_hugging_face_backbone
+from keras_minilmv2.backbones.preset_files import (
+    check_preset,
+    find_file,
+    first_line,
+    preset_error,
+    read_json,
+)
+
+
+def load_backbone(preset, dtype=None):
+    """Loads an encoder with its weights.
+
+    The encoder is a plain keras-nlp backbone of one of the families BERT, XLM-R,
+    RoBERTa, ALBERT, DistilBERT and ELECTRA. From a Hugging Face model only the
+    encoder is taken: the directory may have been saved from the bare model or from
+    one with a head.
+
+    What keras-nlp computes is not in every case what transformers computes:
+
+    - BERT, ALBERT and ELECTRA always use the tanh form of GELU, RoBERTa, XLM-R and
+      DistilBERT the form with erf. A config's `hidden_act` of the other form is
+      accepted: the hidden states then differ by up to 6e-3. Any other activation
+      is refused.
+    - One dropout rate, `hidden_dropout_prob`, serves attention weights too.
+    - The layer normalizations have a fixed epsilon, 1e-5 for RoBERTa and XLM-R and
+      1e-12 for the others. A config with another one gives a warning.
+    - RoBERTa and XLM-R have no segment embedding: its first row is added to the
+      position embeddings. That is exact where all segment ids are 0.
+    - A missing pooler gives a warning: `pooled_dense` then stays as initialised.
+      transformers' ELECTRA never has one.
+
+    Args:
+        preset: str or path. Name of a keras-nlp preset such as
+            `"bert_base_en_uncased"`, a `hf://` or `kaggle://` handle, a directory
+            written by `save_to_preset`, or a directory written by transformers'
+            `save_pretrained` with safetensors weights.
+        dtype: str or `keras.DTypePolicy`. Dtype policy of the encoder, such as
+            `"mixed_bfloat16"`. Defaults to the global policy of Keras.
+
+    Returns:
+        A `keras_hub.models.Backbone`.
+
+    Raises:
+        TypeError: if `preset` is neither a string nor a path.
+        ValueError: if there is no such preset, it is of another family, a file is
+            missing, unreadable or does not fit `config.json`, or `dtype` is no dtype
+            policy.
+        ConnectionError: if the preset cannot be downloaded.
+    """
+    preset = check_preset(preset)
+    _check_dtype(dtype)
+    config = _read_config(preset)
+    if "registered_name" not in config:
+        return load_hugging_face_backbone(preset, config, dtype)
+    _check_backbone_class(preset, config)
+    weights_file = "model.weights.h5"
+    # The second is the index of a model saved in several files.
+    names = (weights_file, "model.weights.json")
+    if not any(find_file(preset, name) for name in names):
+        raise preset_error(preset, f"hold {weights_file}")
+    try:
+        return keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
+    except Exception as error:
+        # keras and h5py raise OSError, KeyError, ValueError and TypeError here.
+        raise preset_error(
+            preset,
+            f"hold a {weights_file} that can be read and fits its config.json",
+            error=first_line(error),
+        ) from error
+
+
+def load_tokenizer(preset):
+    """Loads the tokenizer of an encoder.
+
+    From a Hugging Face model both layouts are read: `tokenizer.json` alone, as
+    current versions of transformers save it, and the older `vocab.txt`,
+    `vocab.json` with `merges.txt`, `spiece.model` and `sentencepiece.bpe.model`.
+    Where both are there, `tokenizer.json` counts.
+
+    The result is a plain keras-nlp tokenizer. It gives the token ids of
+    transformers with these exceptions, which lie in the keras-nlp classes:
+
+    - An uncased WordPiece tokenizer folds case by Unicode's NFKC_Casefold: `ß`
+      becomes `ss`, a final sigma a plain one, `…` three full stops and a full-width
+      comma a comma.
+    - A WordPiece tokenizer takes only ASCII white space for a space: two words with
+      a no-break space between them become one unknown token.
+    - ALBERT reads punctuation as its own tokenizer and the published
+      `tokenizer.json` do. transformers 5, where it converts a `spiece.model`
+      itself, begins a new word after brackets, quotes, hyphens and full stops.
+    - Special tokens written out in the text, such as `[MASK]`, are plain text for
+      WordPiece and SentencePiece tokenizers.
+
+    Args:
+        preset: str or path, as for `load_backbone`. A directory that holds nothing
+            but a keras-nlp tokenizer will do.
+
+    Returns:
+        A `keras_hub.tokenizers.Tokenizer`.
+
+    Raises:
+        TypeError: if `preset` is neither a string nor a path.
+        ValueError: if there is no such preset, it is of another family, or a file
+            of the vocabulary is missing or unreadable.
+        ConnectionError: if the preset cannot be downloaded.
+    """
+    preset = check_preset(preset)
+    # keras-nlp and transformers both have a file of this name.
+    saved = read_json(preset, "tokenizer.json")
+    if saved is None or "registered_name" not in saved:
+        config = _read_config(preset)
+        if "registered_name" in config:
+            _check_backbone_class(preset, config)
+            raise preset_error(preset, "hold a tokenizer, in a tokenizer.json")
+        return load_hugging_face_tokenizer(preset, config, saved)
+    _check_tokenizer_class(preset, saved)
+    try:
+        # Not Tokenizer.from_preset: it wants the config.json of a backbone beside.
+        loader = KerasPresetLoader(preset, config=None)
+        tokenizer = loader.load_tokenizer(cls=None)
+    except Exception as error:
+        raise preset_error(
+            preset,
+            "hold the vocabulary of its tokenizer in assets/tokenizer",
+            error=first_line(error),
+        ) from error
+    return split_words_like_gpt2(tokenizer)
+
+
+def _check_dtype(dtype):
+    """Refuses what is no dtype policy before anything is downloaded."""
+    try:
+        keras.dtype_policies.get(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "`dtype` must be a dtype policy such as 'float32' or 'mixed_bfloat16'. "
+            f"Received: dtype={dtype!r}."
+        ) from error
+
+
+def _read_config(preset):
+    """`config.json`, which keras-nlp and transformers presets both have."""
+    config = read_json(preset, "config.json")
+    if config is None:
+        raise preset_error(preset, "hold a config.json")
+    if "registered_name" not in config and "model_type" not in config:
+        raise preset_error(
+            preset,
+            "hold a config.json of keras-nlp, with registered_name, or of "
+            "transformers, with model_type",
+        )
+    return config
+
+
+def _check_backbone_class(preset, config):
+    """Refuses a keras-nlp preset that is none of the six families."""
+    classes = [family.backbone_class for family in FAMILIES]
+    _check_class(preset, config, classes, "backbone")
+
+
+def _check_tokenizer_class(preset, config):
+    """Refuses a keras-nlp tokenizer that is none of the six families'."""
+    classes = [family.tokenizer_class for family in FAMILIES]
+    _check_class(preset, config, classes, "tokenizer")
+
+
+def _check_class(preset, config, classes, what):
+    """Raises unless the registered class of the config is one of `classes`."""
+    name = config["registered_name"]
+    registered = keras.saving.get_registered_object(name)
+    if registered is None or not issubclass(registered, tuple(classes)):
+        known = ", ".join(known_class.__name__ for known_class in classes)
+        raise preset_error(
+            preset, f"have a {what} that is one of {known}", registered_name=name
+        )

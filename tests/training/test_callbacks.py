@@ -1,0 +1,145 @@
+import io
+
+import keras
+import numpy as np
+import pytest
+
+from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor, clock
+from keras_minilmv2.training.history import History
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Slope(keras.Model):
+    """Moves one weight by 1 a step; its loss is the weight, or nan from some step."""
+
+    def __init__(self, nan_step=None):
+        super().__init__()
+        self.weight = self.add_weight(shape=(), initializer="zeros")
+        self.nan_step = nan_step
+        self.tracker = keras.metrics.Mean(name="loss")
+        self.built = True
+
+    @property
+    def metrics(self):
+        return [self.tracker]
+
+    @property
+    def distilled_variables(self):
+        return [self.weight]
+
+    def train_step(self, data):
+        self.weight.assign_add(1.0)
+        if self.nan_step is not None and self.weight >= self.nan_step:
+            self.weight.assign(float("nan"))
+        self.tracker.update_state(self.weight)
+        return {"loss": self.tracker.result()}
+
+    def test_step(self, data):
+        self.tracker.update_state(100 + self.weight)
+        return {"loss": self.tracker.result()}
+
+
+def run(total_steps=10, nan_step=None, stream=None, **options):
+    model = Slope(nan_step)
+    model.compile(optimizer="sgd", run_eagerly=True)
+    saves, history = [], History()
+    monitor = RunMonitor(
+        total_steps=total_steps,
+        held_out=np.zeros((1, 1)),
+        save=lambda: saves.append(float(model.weight)),
+        history=history,
+        progress=ProgressLine(total_steps, 64, stream or io.StringIO()),
+        **{"log_every": 2, "evaluate_every": 4, **options},
+    )
+    model.fit(np.zeros((total_steps, 1)), batch_size=1, verbose=0, callbacks=[monitor])
+    return model, monitor, history, saves
+
+
+def test_history_has_means_between_lines_and_held_out_losses():
+    _, _, history, saves = run()
+    assert history.series("loss") == ([2, 4, 6, 8, 10], [1.5, 3.5, 5.5, 7.5, 9.5])
+    assert history.series("held_out_loss") == ([0, 4, 8, 10], [100, 104, 108, 110])
+    assert saves == [4.0, 8.0, 10.0]
+    assert all(rate > 0 for rate in history.series("tokens_per_second")[1])
+
+
+def test_last_step_is_logged_and_evaluated_whatever_the_intervals():
+    _, _, history, saves = run(total_steps=7, log_every=5, evaluate_every=100)
+    assert history.series("loss") == ([5, 7], [3.0, 6.5])
+    assert history.series("held_out_loss")[0] == [0, 7]
+    assert saves == [7.0]
+
+
+def test_a_loss_that_is_not_finite_stops_and_puts_back_good_weights():
+    model, monitor, history, saves = run(nan_step=7)
+    assert monitor.nan_step == 7
+    assert monitor.last_good_step == 6
+    assert float(model.weight) == 6.0
+    assert saves == [4.0]
+    assert history.series("loss")[0] == [2, 4, 6]
+
+
+def test_progress_prints_a_line_for_each_tenth_when_it_is_no_terminal():
+    stream = io.StringIO()
+    run(total_steps=20, stream=stream)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("20/20 [####################]  loss ")
+    assert "tokens/s  ETA 0:00" in lines[-1]
+
+
+def test_progress_redraws_one_line_on_a_terminal():
+    stream = Terminal()
+    run(total_steps=5, stream=stream)
+    text = stream.getvalue()
+    assert text.count("\r") == 5
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+
+
+def test_clock_reads_as_minutes_or_hours():
+    assert [clock(s) for s in (0, 59.6, 61, 3_600, 100_000)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "1:00:00",
+        "27:46:40",
+    ]
+
+
+@pytest.fixture
+def history():
+    history = History()
+    history.add(0, held_out_loss=1.5)
+    for step in (10, 20):
+        history.add(step, loss=10 / step, qq=1 / step, learning_rate=0.1)
+    history.add(20, held_out_loss=0.75)
+    return history
+
+
+def test_csv_has_a_row_for_each_step_and_empty_cells(history, tmp_path):
+    history.save_csv(tmp_path / "history.csv")
+    assert (tmp_path / "history.csv").read_text().splitlines() == [
+        "step,loss,qq,learning_rate,held_out_loss",
+        "0,,,,1.5",
+        "10,1,0.1,0.1,",
+        "20,0.5,0.05,0.1,0.75",
+    ]
+
+
+def test_curves_are_a_picture(history, tmp_path):
+    history.save_curves(tmp_path / "curves.png", "a title")
+    content = (tmp_path / "curves.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    # Nothing but the picture is left behind.
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_history_knows_its_latest_values(history):
+    assert history.last("loss") == 0.5
+    assert history.last("held_out_loss") == 0.75
+    assert history.last("vv") is None
