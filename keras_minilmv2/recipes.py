@@ -238,7 +238,7 @@ def _constructor_message(error, source):
     message = str(error).removeprefix("Recipe.__init__() ")
     message = message.replace("keyword-only ", "").replace("keyword ", "")
     return (
-        f"{source}: the recipe {message.replace('argument', 'field')}. "
+        f"{source}: {message.replace('argument', 'field')}. "
         f"Known fields: {', '.join(_field_types())}."
     )
 

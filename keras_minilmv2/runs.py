@@ -296,9 +296,10 @@ def _distill(
             f"{monitor.last_good_step} is kept in {output_dir / 'student'}. Try a "
             "lower peak_learning_rate, or mixed_bfloat16 in place of mixed_float16."
         )
-    replaced = sum(corpus.num_decode_errors for corpus in corpora.values())
+    # Both parts read all of the text.
+    replaced = max(corpus.num_decode_errors for corpus in corpora.values())
     if replaced:
-        say(f"Bytes that were not UTF-8 were replaced {replaced} times in a pass.")
+        say(f"Byte sequences that were not UTF-8 and were replaced: {replaced}.")
     run = Run(
         recipe=recipe,
         output_dir=output_dir,

