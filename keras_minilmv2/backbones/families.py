@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import keras
 import keras_hub
 
 
@@ -110,3 +111,11 @@ def check_tokenizer(backbone, tokenizer):
             f"embeddings. Received: tokenizer with {tokenizer.vocabulary_size()} ids, "
             f"backbone with {rows} embeddings."
         )
+
+
+def zero_segment_ids(backbone, inputs):
+    """Adds the `segment_ids` of one-segment text where the backbone reads them."""
+    if uses_segment_ids(backbone) and "segment_ids" not in inputs:
+        zeros = keras.ops.zeros_like(inputs["token_ids"])
+        return {**inputs, "segment_ids": zeros}
+    return inputs

@@ -4,11 +4,7 @@ import random
 
 import keras
 
-from keras_minilmv2.backbones.families import (
-    family_of,
-    uses_segment_ids,
-    vocabulary_size,
-)
+from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.inheritance import copy_layers, project_layers
 from keras_minilmv2.backbones.projections import block_calls, check_layer
 
@@ -264,11 +260,3 @@ def _build_with_seed(backbone_class, config, seed):
         return backbone_class.from_config(config)
     finally:
         random.setstate(state)
-
-
-def zero_segment_ids(backbone, inputs):
-    """Adds the `segment_ids` of one-segment text where the backbone reads them."""
-    if uses_segment_ids(backbone) and "segment_ids" not in inputs:
-        zeros = keras.ops.zeros_like(inputs["token_ids"])
-        return {**inputs, "segment_ids": zeros}
-    return inputs

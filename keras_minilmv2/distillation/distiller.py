@@ -4,9 +4,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.families import family_of, zero_segment_ids
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
-from keras_minilmv2.backbones.students import check_same_family, zero_segment_ids
+from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
 from keras_minilmv2.files import save_student
 
