@@ -55,15 +55,9 @@ def test_distill_and_info_of_the_readme_run(tmp_path, monkeypatch):
     more = (tmp_path / "all" / "module-json.__init__.txt").read_bytes()
     (tmp_path / "more.txt.gz").write_bytes(gzip.compress(more))
     distill = next(words for words in commands() if "corpus=my_texts" in str(words))
-    short = [
-        "--set",
-        "total_steps=3",
-        "--set",
-        "warmup_steps=1",
-        "--set",
-        "log_every=1",
-    ]
-    assert cli.main([*distill, *short]) == 0
+    short = ["total_steps=3", "warmup_steps=1", "log_every=1"]
+    options = [word for assignment in short for word in ("--set", assignment)]
+    assert cli.main([*distill, *options]) == 0
     info = next(words for words in commands() if words[0] == "info")
     assert cli.main(info) == 0
 

@@ -2,12 +2,12 @@
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from keras_minilmv2.backbones.families import family_of, zero_segment_ids
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
 from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
+from keras_minilmv2.distillation.tensorflow_steps import TensorFlowSteps
 from keras_minilmv2.files import save_student
 
 
@@ -18,7 +18,7 @@ class _Untracked:
         self.model = model
 
 
-class RelationDistiller(keras.Model):
+class RelationDistiller(TensorFlowSteps, keras.Model):
     """Distils a teacher's self-attention relations into a student (MiniLMv2).
 
         L = sum_ij a_ij / (A_r |x|) sum_a sum_t KL(R_teacher[a, t] || R_student[a, t])
@@ -124,6 +124,8 @@ class RelationDistiller(keras.Model):
         for pair, weight in relation_loss.relation_weights.items():
             if weight:
                 self._trackers[pair] = keras.metrics.Mean(name=pair)
+        self.accumulation_steps = 1
+        self._compiled_gradients = self._gradients
         self.built = True
 
     @property
@@ -136,18 +138,34 @@ class RelationDistiller(keras.Model):
         """The student's trainable variables that the loss reaches."""
         return self._student_qkv.model.trainable_variables
 
-    def compile(self, optimizer="rmsprop", jit_compile="auto", **kwargs):
+    def compile(
+        self,
+        optimizer="rmsprop",
+        jit_compile="auto",
+        accumulation_steps=1,
+        **kwargs,
+    ):
         """Sets the optimizer and builds its variables.
 
         Args:
             optimizer: a Keras optimizer, see `keras_minilmv2.adamw`.
             jit_compile: bool or `"auto"`: XLA where there is a GPU or TPU, and not on
                 a CPU, where it was slower.
+            accumulation_steps: int. Micro-batches that the batch of each replica is
+                cut into, so that only one's activations are held at a time. The
+                update is that of the whole batch.
             **kwargs: as for `keras.Model.compile`, without `loss` and `metrics`.
 
         Raises:
-            ValueError: if `loss`, `metrics` or `loss_weights` is passed.
+            ValueError: if `loss`, `metrics` or `loss_weights` is passed, or
+                `accumulation_steps` is not a positive int.
         """
+        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
+            raise ValueError(
+                "`accumulation_steps` must be a positive int. "
+                f"Received: accumulation_steps={accumulation_steps!r}."
+            )
+        self.accumulation_steps = accumulation_steps
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -167,34 +185,6 @@ class RelationDistiller(keras.Model):
     def call(self, inputs, training=False):
         """Runs the student."""
         return self.student(self._inputs(inputs), training=training)
-
-    def train_step(self, data):
-        """One update of the student; see the class for the loss."""
-        inputs = self._inputs(data)
-        y_true = self._teacher_relations(inputs)
-        with tf.GradientTape() as tape:
-            pair_losses = self._pair_losses(inputs, y_true, training=True)
-            losses = self.relation_loss.weighted_sum(pair_losses)
-            # Optimizers sum gradients over replicas; the loss is their mean.
-            num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            loss = self.optimizer.scale_loss(ops.mean(losses) / num_replicas)
-        variables = self.distilled_variables
-        gradients = tape.gradient(loss, variables)
-        self.optimizer.apply(
-            [_dense(g, v) for g, v in zip(gradients, variables, strict=True)],
-            variables,
-        )
-        return self._update_metrics(losses, pair_losses)
-
-    def test_step(self, data):
-        """The loss on one batch, without dropout."""
-        inputs = self._inputs(data)
-        pair_losses = self._pair_losses(
-            inputs, self._teacher_relations(inputs), training=False
-        )
-        return self._update_metrics(
-            self.relation_loss.weighted_sum(pair_losses), pair_losses
-        )
 
     def save(self, filepath, overwrite=True, **kwargs):
         """Saves the student, and nothing else, as a keras-nlp preset directory.
@@ -218,7 +208,6 @@ class RelationDistiller(keras.Model):
     def _update_metrics(self, losses, pair_losses):
         for name, values in {"loss": losses, **pair_losses}.items():
             self._trackers[name].update_state(values)
-        return self.get_metrics_result()
 
     def _inputs(self, data):
         """The student's inputs out of what a dataset yields; labels are ignored."""
@@ -253,16 +242,3 @@ def _check_divides(num_relation_heads, teacher, student):
                 f"student. Received: num_relation_heads={num_relation_heads}, "
                 f"{role} hidden_dim={backbone.hidden_dim} ({family_of(backbone).name})."
             )
-
-
-def _dense(gradient, variable):
-    """A gradient without holes: Adam then moves every row of an embedding.
-
-    Without XLA an embedding's gradient has the touched rows only and Keras' optimizers
-    leave the others alone; with XLA it is dense. The papers' Adam is dense.
-    """
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    return tf.math.unsorted_segment_sum(
-        gradient.values, gradient.indices, variable.shape[0]
-    )

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+_NOT_DECAYED = r"(^|/)(bias|gamma|beta)(/replica_\d+)?(:\d+)?$"
+
 
 @keras.saving.register_keras_serializable(package="keras_minilmv2")
 class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
@@ -98,6 +100,6 @@ def adamw(
         global_clipnorm=gradient_clip_norm,
     )
     # Every bias, and a norm's scale and offset. On TensorFlow, Keras looks at the names
-    # of tf.Variables, which end in ":0".
-    optimizer.exclude_from_weight_decay(var_names=[r"(^|/)(bias|gamma|beta)(:\d+)?$"])
+    # of tf.Variables, which end in ":0", and in "/replica_1:0" on a second device.
+    optimizer.exclude_from_weight_decay(var_names=[_NOT_DECAYED])
     return optimizer

@@ -1,0 +1,272 @@
+"""Steps of the distiller on TensorFlow: one device, several, or several workers.
+
+Keras' own training function breaks under `tf.distribute` with several steps per
+execution, with XLA, with several workers and with gradient accumulation. This one is a
+plain loop over `strategy.run` in one `tf.function`, with XLA around the gradients of a
+replica only; the logs are read from the metrics. Replaces `make_train_function`,
+`make_test_function` and `_maybe_symbolic_build` of `keras.Model`; checked on Keras 3.15
+and TensorFlow 2.21.
+"""
+
+import keras
+import tensorflow as tf
+
+
+class TensorFlowSteps:
+    """`train_step` and `test_step` of `RelationDistiller` on TensorFlow."""
+
+    def train_step(self, data):
+        """One update of the student, in one replica."""
+        inputs = self._inputs(data)
+        gradients, losses, pair_losses = self._compiled_gradients(inputs)
+        variables = self.distilled_variables
+        self.optimizer.apply(self._across_replicas(gradients), variables)
+        self._update_metrics(losses, pair_losses)
+        return self.get_metrics_result()
+
+    def test_step(self, data):
+        """The loss on one batch, without dropout, in one replica."""
+        inputs = self._inputs(data)
+        pair_losses = self._pair_losses(
+            inputs, self._teacher_relations(inputs), training=False
+        )
+        self._update_metrics(self.relation_loss.weighted_sum(pair_losses), pair_losses)
+        return self.get_metrics_result()
+
+    def make_train_function(self, force=False):
+        """Builds the function that `fit` calls with an iterator of batches."""
+        if self.train_function is None or force:
+            gradients = self._gradients
+            if self.jit_compile and not self.run_eagerly:
+                gradients = tf.function(gradients, jit_compile=True)
+            self._compiled_gradients = gradients
+            self.train_function = self._step_loop(self.train_step)
+
+    def make_test_function(self, force=False):
+        """Builds the function that `evaluate` calls with an iterator of batches."""
+        if self.test_function is None or force:
+            step = self.test_step
+            if self.jit_compile and not self.run_eagerly:
+                step = self._compiled_test_step()
+            self.test_function = self._step_loop(step)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing is left to build; Keras' attempt fails under several workers."""
+
+    def _compiled_test_step(self):
+        @tf.function(jit_compile=True)
+        def losses(inputs):
+            pair_losses = self._pair_losses(
+                inputs, self._teacher_relations(inputs), training=False
+            )
+            return self.relation_loss.weighted_sum(pair_losses), pair_losses
+
+        def step(data):
+            self._update_metrics(*losses(self._inputs(data)))
+
+        return step
+
+    def fit(self, x=None, *, steps_per_epoch=None, **kwargs):
+        """Trains, as `keras.Model.fit` does, on one device or many.
+
+        A `tf.data.Dataset` holds global batches: every replica gets an equal share of
+        each, with static shapes.
+        """
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        if several and isinstance(x, tf.data.Dataset):
+            steps_per_epoch = self._check_steps(x, steps_per_epoch)
+            x = self._shared_out(x.repeat())
+        return super().fit(x, steps_per_epoch=steps_per_epoch, **kwargs)
+
+    def _check_steps(self, dataset, steps_per_epoch):
+        """Steps of an epoch: the replicas must not look for data that is not there."""
+        if steps_per_epoch is None:
+            steps_per_epoch = int(dataset.cardinality())
+        if steps_per_epoch < 0:
+            raise ValueError(
+                "`steps_per_epoch` must be given with several replicas and a dataset "
+                "of unknown length. Received: steps_per_epoch=None."
+            )
+        if steps_per_epoch % self.steps_per_execution != 0:
+            raise ValueError(
+                "`steps_per_execution` must divide `steps_per_epoch` with several "
+                f"replicas. Received: steps_per_execution={self.steps_per_execution}, "
+                f"steps_per_epoch={steps_per_epoch}."
+            )
+        return steps_per_epoch
+
+    def _shared_out(self, dataset):
+        """A dataset of global batches as one of per-replica batches."""
+        strategy = self.distribute_strategy
+        num_replicas = strategy.num_replicas_in_sync
+        sizes = {spec.shape[0] for spec in tf.nest.flatten(dataset.element_spec)}
+        size = sizes.pop()
+        if sizes or size is None or size % num_replicas != 0:
+            raise ValueError(
+                "`batch_size` must be static (`drop_remainder=True`) and a multiple of "
+                f"the number of replicas. Received: batch_size={size}, "
+                f"num_replicas={num_replicas}."
+            )
+
+        def of_worker(context):
+            share = size // context.num_input_pipelines
+            begin = context.input_pipeline_id * share
+            part = dataset.map(
+                lambda batch: tf.nest.map_structure(
+                    lambda value: value[begin : begin + share], batch
+                )
+            )
+            return part.rebatch(size // num_replicas, drop_remainder=True)
+
+        return strategy.distribute_datasets_from_function(of_worker)
+
+    def _step_loop(self, step):
+        strategy = self.distribute_strategy
+
+        def one_step(data):
+            strategy.run(step, args=(data,))
+
+        if self.run_eagerly:
+            run_steps = None
+        else:
+            run_steps = tf.function(
+                self._several_steps(one_step), reduce_retracing=True
+            )
+            one_step = tf.function(one_step, reduce_retracing=True)
+
+        def function(iterator):
+            distributed = tf.data.Iterator, tf.distribute.DistributedIterator
+            if run_steps is not None and isinstance(iterator, distributed):
+                if run_steps(iterator) == 0:
+                    raise StopIteration
+            else:
+                # Eager, or a plain iterator of `train_on_batch`.
+                batches = zip(range(self.steps_per_execution), iterator, strict=False)
+                for _, data in batches:
+                    one_step(data)
+            return self.get_metrics_result()
+
+        return function
+
+    def _several_steps(self, one_step):
+        """A function of an iterator that takes steps and returns how many it took."""
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            # A step must not stand inside a condition: replicas merge in it.
+            def run_steps(iterator):
+                for _ in tf.range(self.steps_per_execution):
+                    one_step(next(iterator))
+                return self.steps_per_execution
+        else:
+            # At the end of the data, a step without data would count up the
+            # optimizer's iterations.
+            def run_steps(iterator):
+                done = 0
+                for _ in tf.range(self.steps_per_execution):
+                    data = iterator.get_next_as_optional()
+                    if not data.has_value():
+                        break
+                    one_step(data.get_value())
+                    done += 1
+                return done
+
+        return run_steps
+
+    def _gradients(self, inputs):
+        """Gradients of a replica's share of the loss; losses of its sequences.
+
+        With `accumulation_steps`, micro-batches run one after the other and their
+        gradients are summed, so that only one micro-batch's activations are held.
+        """
+        steps = self.accumulation_steps
+        if steps == 1:
+            return self._micro_gradients(inputs)
+        inputs = {name: _split(value, steps) for name, value in inputs.items()}
+        gradients, losses, pair_losses = self._micro_gradients(
+            {name: value[0] for name, value in inputs.items()}
+        )
+        # One array for each quantity, filled in place: shapes stay static.
+        per_sequence = {"loss": losses, **pair_losses}
+        arrays = {
+            name: tf.TensorArray(value.dtype, steps, element_shape=value.shape).write(
+                0, value
+            )
+            for name, value in per_sequence.items()
+        }
+
+        def body(i, gradients, arrays):
+            more, losses, pair_losses = self._micro_gradients(
+                {name: value[i] for name, value in inputs.items()}
+            )
+            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+            for name, value in {"loss": losses, **pair_losses}.items():
+                arrays[name] = arrays[name].write(i, value)
+            return i + 1, gradients, arrays
+
+        _, gradients, arrays = tf.while_loop(
+            lambda i, *_: i < steps, body, (tf.constant(1), gradients, arrays)
+        )
+        per_sequence = {name: array.concat() for name, array in arrays.items()}
+        return gradients, per_sequence.pop("loss"), per_sequence
+
+    def _micro_gradients(self, inputs):
+        y_true = self._teacher_relations(inputs)
+        with tf.GradientTape() as tape:
+            pair_losses = self._pair_losses(inputs, y_true, training=True)
+            losses = self.relation_loss.weighted_sum(pair_losses)
+            # The mean over the global batch: micro-batches and replicas are summed.
+            num_replicas = self.distribute_strategy.num_replicas_in_sync
+            share = tf.reduce_mean(losses) / (num_replicas * self.accumulation_steps)
+            loss = self.optimizer.scale_loss(share)
+        variables = self.distilled_variables
+        gradients = tape.gradient(loss, variables)
+        gradients = [_dense(g, v) for g, v in zip(gradients, variables, strict=True)]
+        return gradients, losses, pair_losses
+
+    def _across_replicas(self, gradients):
+        """Sums gradients over replicas and clips the sum.
+
+        A Keras optimizer clips what each replica has and then sums, which is not
+        what one device does with the whole batch. It gets a share of the clipped sum
+        here, which its own clipping leaves alone.
+        """
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        if num_replicas == 1:
+            return gradients
+        context = tf.distribute.get_replica_context()
+        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        largest = _global_clipnorm(self.optimizer)
+        if largest is not None:
+            # Under mixed_float16 the gradients are scaled still.
+            largest = self.optimizer.scale_loss(tf.constant(largest))
+            gradients, _ = tf.clip_by_global_norm(gradients, largest)
+        return [gradient / num_replicas for gradient in gradients]
+
+
+def _global_clipnorm(optimizer):
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer.global_clipnorm
+
+
+def _split(value, steps):
+    """Cuts a batch into micro-batches: `(steps, batch / steps, ...)`."""
+    batch = value.shape[0]
+    if batch is None or batch % steps != 0:
+        raise ValueError(
+            "`accumulation_steps` must divide the batch of a replica, whose size must "
+            f"be static. Received: accumulation_steps={steps}, batch={batch}."
+        )
+    return tf.reshape(value, (steps, batch // steps, *value.shape[1:]))
+
+
+def _dense(gradient, variable):
+    """A gradient without holes: Adam then moves every row of an embedding.
+
+    Without XLA an embedding's gradient has the touched rows only and Keras' optimizers
+    leave the others alone; with XLA it is dense. The papers' Adam is dense.
+    """
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    return tf.math.unsorted_segment_sum(
+        gradient.values, gradient.indices, variable.shape[0]
+    )
