@@ -174,6 +174,8 @@ def _distill(options):
     if options.decode_errors:
         recipe = recipe.override([f"decode_errors={options.decode_errors}"])
     run = distill(recipe, options.output_dir, overwrite=options.overwrite)
+    if not run.finished:
+        return
     before, *_, after = run.history.series("held_out_loss")[1]
     print(f"Held-out relation loss: {before:.4f} nats before, {after:.4f} after.")
     print(f"Written: {run.output_dir / 'student'}, {run.output_dir / 'report.md'}")

@@ -1,7 +1,6 @@
 """The demo: a real teacher, real text, a few minutes, no download hub."""
 
 import ast
-import dataclasses
 import importlib.util
 import math
 import pydoc_data.topics
@@ -68,6 +67,7 @@ def demo_recipe(teacher=None, corpus=("texts",), total_steps=300):
         # Run.
         log_every=max(1, min(10, total_steps // 2)),
         evaluate_every=max(1, total_steps // 3),
+        checkpoint_every=max(1, total_steps // 3),
     )
 
 
@@ -142,17 +142,19 @@ def run_demo(
         say: function that is called with each line of output.
 
     Returns:
-        dict of the held-out relation loss, in nats, by name of the encoder.
+        dict of the held-out relation loss, in nats, by name of the encoder; empty if a
+        signal stopped the run.
     """
     output_dir = Path(output_dir)
-    check_output_dir(output_dir, overwrite)
-    recipe = demo_recipe(teacher, corpus or ("texts",), total_steps)
+    corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
+    recipe = demo_recipe(teacher, corpus or (str(corpus_dir),), total_steps)
+    check_output_dir(recipe, output_dir, overwrite)
     if corpus is None:
-        corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
         num_documents = write_python_documentation(corpus_dir)
         say(f"Corpus: {num_documents} documents of Python's documentation.")
-        recipe = dataclasses.replace(recipe, corpus=(str(corpus_dir),))
     run = distill(recipe, output_dir, overwrite=overwrite, say=say)
+    if not run.finished:
+        return {}
 
     depth = recipe.student_num_layers
     truncated = student_backbone(

@@ -40,7 +40,6 @@ class Recipe:
         tfds_data_dir: str or None. Where TFDS keeps its data sets.
         sequence_length: int, tokens.
         batch_size: int, sequences, global.
-        shuffle_buffer: int, sequences.
         held_out_every: int. Every so many-th piece of the corpus is held out.
         held_out_examples: int, sequences that the held-out loss is computed on.
         peak_learning_rate: float.
@@ -53,6 +52,13 @@ class Recipe:
         gradient_clip_norm: float or None.
         log_every: int, optimizer updates between two lines of history.csv.
         evaluate_every: int, optimizer updates between two held-out losses.
+        checkpoint_every: int, optimizer updates between two checkpoints.
+        strategy: str. Devices: `"auto"`, `"one_device"`, `"mirrored"`,
+            `"multi_worker"`, `"tpu"` or `"tpu:NAME"`.
+        steps_per_execution: int. Updates that run without a word in between; must
+            divide all numbers of updates above.
+        accumulation_steps: int. Micro-batches that a replica's batch is cut into, to
+            save memory.
         dtype_policy: str. `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
         seed: int. Of the drawn weights, the dropout and the order of the data.
     """
@@ -81,7 +87,6 @@ class Recipe:
     tfds_data_dir: str | None = None
     sequence_length: int
     batch_size: int
-    shuffle_buffer: int = 10_000
     held_out_every: int = 100
     held_out_examples: int = 256
     # Optimizer.
@@ -96,6 +101,10 @@ class Recipe:
     # Run.
     log_every: int = 50
     evaluate_every: int = 1_000
+    checkpoint_every: int = 1_000
+    strategy: str = "auto"
+    steps_per_execution: int = 1
+    accumulation_steps: int = 1
     dtype_policy: str = "float32"
     seed: int = 0
 
@@ -110,7 +119,9 @@ class Recipe:
             object.__setattr__(self, spec.name, value)
         for name in (
             "batch_size",
-            "shuffle_buffer",
+            "checkpoint_every",
+            "steps_per_execution",
+            "accumulation_steps",
             "held_out_examples",
             "log_every",
             "evaluate_every",
@@ -120,6 +131,13 @@ class Recipe:
                 raise ValueError(
                     f"`{name}` must be at least 1. "
                     f"Received: {name}={getattr(self, name)}."
+                )
+        for name in ("total_steps", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) % self.steps_per_execution != 0:
+                raise ValueError(
+                    f"`steps_per_execution` must divide `{name}`. Received: "
+                    f"steps_per_execution={self.steps_per_execution}, "
+                    f"{name}={getattr(self, name)}."
                 )
         policies = ("float32", "mixed_bfloat16", "mixed_float16")
         if self.dtype_policy not in policies:

@@ -1,43 +1,54 @@
 """A distillation run: from a recipe to a directory with a student in it."""
 
 import contextlib
-import datetime
-import os
-import platform
-import shutil
+import dataclasses
+import importlib.util
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
-import keras_hub
+import numpy as np
 import tensorflow as tf
 
-from keras_minilmv2.backbones.families import (
-    check_tokenizer,
-    family_of,
-    uses_segment_ids,
-)
+from keras_minilmv2.backbones.families import check_tokenizer, uses_segment_ids
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.projections import block_calls, check_layer
 from keras_minilmv2.backbones.students import student_backbone
-from keras_minilmv2.data.packing import (
-    batches,
-    corpus_errors,
-    packed_examples,
-    require_examples,
-)
+from keras_minilmv2.data.packing import corpus_errors, require_examples
+from keras_minilmv2.data.pipeline import as_dataset, sample
+from keras_minilmv2.data.preparation import prepare
+from keras_minilmv2.data.shards import MANIFEST, PreparedExamples
 from keras_minilmv2.data.text import Corpus
 from keras_minilmv2.distillation.distiller import RelationDistiller
-from keras_minilmv2.files import replacing_file, save_student
-from keras_minilmv2.tables import count, markdown_table, megabytes
-from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor, clock
+from keras_minilmv2.files import remove, save_student
+from keras_minilmv2.recipes import load_recipe
+from keras_minilmv2.report import describe, model_name, write_report
+from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor
+from keras_minilmv2.training.checkpoints import Checkpoints
 from keras_minilmv2.training.history import History
 from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.version import __version__
+from keras_minilmv2.training.strategy import (
+    is_chief,
+    make_strategy,
+    num_workers,
+    share_out,
+)
 
 # What a run writes; overwriting a run removes these and nothing else.
-OUTPUTS = ("recipe.json", "student", "history.csv", "curves.png", "report.md")
+OUTPUTS = (
+    "recipe.json",
+    "prepared",
+    "checkpoints",
+    "student",
+    "best",
+    "tensorboard",
+    "history.csv",
+    "curves.png",
+    "report.md",
+)
 
 # Sequences that the "projection" initialization looks at.
 _NUM_EXAMPLES = 64
@@ -49,7 +60,7 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished run leaves in memory."""
+    """What a run leaves in memory."""
 
     recipe: object
     output_dir: Path
@@ -58,46 +69,75 @@ class Run:
     student: object
     held_out: object  # dataset of dict batches
     history: History
-    seconds: float
+    seconds: float  # of this process
+    finished: bool  # or stopped by a signal, with a checkpoint
 
 
-def check_output_dir(output_dir, overwrite):
-    """Raises unless a run may write into a directory.
+def check_output_dir(recipe, output_dir, overwrite=False):
+    """Says whether a run begins, or goes on with what is in its directory.
+
+    Args:
+        recipe: `Recipe` of the run.
+        output_dir: str or path.
+        overwrite: bool. Whether another run there may be replaced.
+
+    Returns:
+        bool. Whether the run goes on: the directory holds an unfinished run of the
+        same recipe.
 
     Raises:
-        FileExistsError: if it holds another run and `overwrite` is not set, or any
-            other file.
+        FileExistsError: if it holds a finished run, one of another recipe, or other
+            files.
         NotADirectoryError: if it is a file.
     """
     path = Path(output_dir)
     if not path.exists():
-        return
+        return False
     if not path.is_dir():
         raise NotADirectoryError(
             f"`output_dir` must be a directory. Received: output_dir={path}, a file."
         )
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
-    if not names:
-        return
-    if not names & set(OUTPUTS):
+    if names and not names & set(OUTPUTS):
         raise FileExistsError(
             "`output_dir` must be empty or new. "
             f"Received: output_dir={path}, which holds {', '.join(sorted(names)[:3])}."
         )
-    if not overwrite:
+    if "recipe.json" not in names or overwrite:
+        return False
+    other = dataclasses.asdict(load_recipe(path / "recipe.json"))
+    ours = dataclasses.asdict(recipe)
+    differing = [name for name in ours if ours[name] != other[name]]
+    if differing:
+        values = ", ".join(f"{name}={other[name]!r}" for name in differing)
         raise FileExistsError(
-            "`output_dir` must not hold another run. "
-            f"Received: output_dir={path}. Pass --overwrite to replace that run, or "
-            "name another directory; a run cannot be resumed yet."
+            "`output_dir` must not hold a run of another recipe. "
+            f"Received: output_dir={path}, whose recipe has {values}. Use that recipe "
+            "to go on with it, pass --overwrite to replace it, or name another "
+            "directory."
         )
+    if "report.md" in names:
+        raise FileExistsError(
+            "`output_dir` must not hold a finished run. "
+            f"Received: output_dir={path}. Pass --overwrite to replace that run, or "
+            "name another directory."
+        )
+    return True
 
 
 def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print):
-    """Runs a recipe.
+    """Runs a recipe, or goes on with its run.
 
-    Everything is checked before the first file is written. The directory then holds
-    `recipe.json` (as resolved), `student/` (a keras-nlp preset, tokenizer included;
-    saved at each evaluation), `history.csv`, `curves.png` and `report.md`.
+    Settings are checked before the first file is written. The directory then holds
+    `recipe.json` (as resolved), `prepared/` (the corpus as token ids, unless the
+    recipe's corpus is such a directory), `student/` (a keras-nlp preset, tokenizer
+    included; replaced at each evaluation, and readable all the time), `best/` (the
+    student with the lowest held-out loss), `checkpoints/` (until the run is
+    finished), `history.csv`, `curves.png`, `tensorboard/` and `report.md`.
+
+    A directory with an unfinished run of the same recipe goes on from its latest
+    checkpoint and ends with the bits of a run that nobody touched. SIGTERM and the
+    first SIGINT save a checkpoint and end the run.
 
     Args:
         recipe: `Recipe`.
@@ -115,26 +155,55 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
         DivergedError: if the loss is not finite. The last good student is kept.
     """
     output_dir = Path(output_dir)
-    check_output_dir(output_dir, overwrite)
+    resume = check_output_dir(recipe, output_dir, overwrite)
     started = time.perf_counter()
     keras.utils.set_random_seed(recipe.seed)
-
-    teacher, tokenizer = load_teacher(recipe)
-    corpora = {part: _corpus(recipe, part) for part in ("train", "held_out")}
-    require_examples(
-        corpora["train"], tokenizer, recipe.sequence_length, recipe.batch_size
-    )
-    with corpus_errors(*corpora.values()):
-        return _distill(
-            recipe,
-            output_dir,
-            teacher,
-            tokenizer,
-            corpora,
-            progress_stream,
-            say,
-            started,
+    strategy = make_strategy(recipe.strategy)
+    chief = is_chief(strategy)
+    with strategy.scope():
+        teacher, tokenizer = load_teacher(recipe)
+        # Built once before anything is written: it checks most settings.
+        if recipe.student_initialization != "projection":
+            make_distiller(teacher, make_student(teacher, recipe), recipe)
+    with _undone_on_error(output_dir, keep=resume):
+        prepared_dir = _prepare(recipe, tokenizer, output_dir, overwrite, say)
+        examples = {
+            part: PreparedExamples(prepared_dir, part) for part in ("train", "held_out")
+        }
+        _check_examples(recipe, examples, tokenizer)
+    with corpus_errors(*examples.values()):
+        held_out = _held_out(recipe, teacher, examples["held_out"])
+        first = None
+        if recipe.student_initialization == "projection":
+            first = _inputs(teacher, sample(examples["train"], _NUM_EXAMPLES))
+        with strategy.scope():
+            student = make_student(teacher, recipe, first)
+            distiller = make_distiller(teacher, student, recipe)
+        if chief and not resume:
+            with _writing(output_dir):
+                for name in set(OUTPUTS) - {"prepared"}:
+                    remove(output_dir / name)
+                recipe.save(output_dir / "recipe.json")
+        run = Run(
+            recipe=recipe,
+            output_dir=output_dir,
+            teacher=teacher,
+            tokenizer=tokenizer,
+            student=student,
+            held_out=held_out,
+            history=History(),
+            seconds=0.0,
+            finished=False,
         )
+        monitor = _monitor(run, resume, chief, progress_stream, say)
+        _train(run, distiller, strategy, examples["train"], monitor)
+    finished = monitor.finished
+    run = dataclasses.replace(
+        run, seconds=time.perf_counter() - started, finished=finished
+    )
+    if chief:
+        _finish(run, monitor)
+    return run
 
 
 def load_teacher(recipe):
@@ -201,160 +270,267 @@ def make_distiller(teacher, student, recipe):
             beta_2=recipe.beta_2,
             epsilon=recipe.epsilon,
             gradient_clip_norm=recipe.gradient_clip_norm,
-        )
+        ),
+        steps_per_execution=recipe.steps_per_execution,
+        accumulation_steps=recipe.accumulation_steps,
     )
     return distiller
 
 
-def _corpus(recipe, part):
+def make_corpus(recipe):
+    """The training part of a recipe's corpus."""
     return Corpus(
         recipe.corpus,
         document_separator=recipe.document_separator,
         decode_errors=recipe.decode_errors,
         tfds_data_dir=recipe.tfds_data_dir,
         held_out_every=recipe.held_out_every,
-        part=part,
     )
 
 
-def _held_out(recipe, examples):
-    """Held-out batches, in memory; drawn from more text than they hold."""
-    chosen = examples.shuffle(8 * recipe.held_out_examples, seed=recipe.seed).take(
-        recipe.held_out_examples
+def prepared_corpus(recipe):
+    """The directory that a recipe's corpus is, if it was prepared; else None."""
+    if len(recipe.corpus) == 1 and (Path(recipe.corpus[0]) / MANIFEST).is_file():
+        return Path(recipe.corpus[0])
+    return None
+
+
+@contextlib.contextmanager
+def _undone_on_error(output_dir, keep):
+    """Removes the prepared corpus when it is refused, unless a run needs it.
+
+    Nothing is left then that an attempt with other settings would trip over.
+    """
+    existed = output_dir.exists()
+    try:
+        yield
+    except ValueError:
+        if not keep:
+            remove(output_dir / "prepared")
+            if not existed and output_dir.exists():
+                output_dir.rmdir()
+        raise
+
+
+def _prepare(recipe, tokenizer, output_dir, overwrite, say):
+    """The directory of the prepared corpus; prepares it where that is needed."""
+    if prepared := prepared_corpus(recipe):
+        return prepared
+    if num_workers() > 1:
+        raise ValueError(
+            "`corpus` must be a directory that `keras-minilmv2 prepare` wrote when "
+            f"there are several workers. Received: corpus={recipe.corpus}."
+        )
+    corpus = make_corpus(recipe)
+    path = output_dir / "prepared"
+    if not (path / MANIFEST).is_file() or overwrite:
+        require_examples(corpus, tokenizer, recipe.sequence_length, recipe.batch_size)
+    say(f"Prepares the corpus in {path}.")
+    reported = [0.0]
+
+    def report(progress):
+        # A line now and then: preparing takes seconds for most corpora.
+        if time.perf_counter() - reported[0] > 10:
+            reported[0] = time.perf_counter()
+            say(f"  {progress}")
+
+    prepare(
+        corpus,
+        tokenizer,
+        recipe.sequence_length,
+        path,
+        tokenizer_name=recipe.teacher,
+        overwrite=overwrite,
+        report=report,
     )
-    kept = list(chosen.batch(recipe.held_out_examples))
-    if not kept:
+    if corpus.num_decode_errors:
+        say(
+            "Byte sequences that were not UTF-8 and were replaced: "
+            f"{corpus.num_decode_errors}."
+        )
+    return path
+
+
+def _check_examples(recipe, examples, tokenizer):
+    """Raises unless prepared examples are what a recipe needs."""
+    train, held_out = examples["train"], examples["held_out"]
+    train.check_tokenizer(tokenizer)
+    if train.sequence_length != recipe.sequence_length:
+        raise ValueError(
+            "`sequence_length` must be that of the prepared corpus. Received: "
+            f"sequence_length={recipe.sequence_length}, prepared with "
+            f"{train.sequence_length}."
+        )
+    if not len(train):
+        raise ValueError(
+            "`corpus` must have at least one training example. "
+            f"Received: corpus={recipe.corpus}."
+        )
+    if not len(held_out):
         raise ValueError(
             "`held_out_every` must leave some held-out text. "
             f"Received: held_out_every={recipe.held_out_every} for a corpus with "
             "fewer documents than that; lower it."
         )
-    return tf.data.Dataset.from_tensor_slices(kept[0]).batch(recipe.batch_size)
 
 
-def _distill(
-    recipe, output_dir, teacher, tokenizer, corpora, progress_stream, say, started
-):
-    segment_ids = uses_segment_ids(teacher)
-    examples = {
-        part: packed_examples(
-            corpus, tokenizer, recipe.sequence_length, segment_ids=segment_ids
-        )
-        for part, corpus in corpora.items()
-    }
-    held_out = _held_out(recipe, examples["held_out"])
-    first = None
-    if recipe.student_initialization == "projection":
-        first = next(iter(examples["train"].batch(_NUM_EXAMPLES)))
-    student = make_student(teacher, recipe, first)
-    distiller = make_distiller(teacher, student, recipe)
-    train = batches(
-        examples["train"],
-        recipe.batch_size,
-        shuffle_buffer=recipe.shuffle_buffer,
-        seed=recipe.seed,
-        repeat=True,
-    )
+def _inputs(backbone, batch):
+    """A batch with the segment ids that the backbone reads."""
+    if uses_segment_ids(backbone):
+        return {**batch, "segment_ids": np.zeros_like(batch["token_ids"])}
+    return batch
 
-    with _writing(output_dir):
-        for name in OUTPUTS:
-            _remove(output_dir / name)
-        recipe.save(output_dir / "recipe.json")
+
+def _held_out(recipe, teacher, examples):
+    """Held-out batches, in memory."""
+    chosen = sample(examples, recipe.held_out_examples, seed=recipe.seed)
+    dataset = tf.data.Dataset.from_tensor_slices(_inputs(teacher, chosen))
+    return dataset.batch(recipe.batch_size)
+
+
+def _monitor(run, resume, chief, progress_stream, say):
+    """The callback of a run; files are the chief's."""
+    recipe, output_dir = run.recipe, run.output_dir
+    checkpoints = Checkpoints(output_dir / "checkpoints")
+    arrays = None
+    if resume:
+        arrays, damaged = checkpoints.latest()
+        for step in damaged:
+            say(f"Note: {checkpoints.path(step)} is damaged and is left out.")
     say(
-        f"Teacher: {describe(teacher)}; its layer {recipe.teacher_layer} is distilled "
-        f"in {recipe.num_relation_heads} relation heads."
+        f"Teacher: {describe(run.teacher)}; its layer {recipe.teacher_layer} is "
+        f"distilled in {recipe.num_relation_heads} relation heads."
     )
-    say(f"Student: {describe(student)}; begins from {recipe.student_initialization}.")
+    say(
+        f"Student: {describe(run.student)}; begins from "
+        f"{recipe.student_initialization}."
+    )
 
-    history = History()
-    tokens_per_step = recipe.batch_size * recipe.sequence_length
-
-    def save():
-        save_student(student, tokenizer, output_dir / "student")
-        save_history(history, output_dir, recipe)
+    def save(best):
+        save_student(run.student, run.tokenizer, output_dir / "student")
+        if best:
+            save_student(run.student, run.tokenizer, output_dir / "best")
+        _save_history(run)
 
     monitor = RunMonitor(
         total_steps=recipe.total_steps,
         log_every=recipe.log_every,
         evaluate_every=recipe.evaluate_every,
-        held_out=held_out,
-        save=save,
-        history=history,
-        progress=ProgressLine(recipe.total_steps, tokens_per_step, progress_stream),
+        checkpoint_every=recipe.checkpoint_every,
+        held_out=run.held_out,
+        save=save if chief else lambda best: None,
+        history=run.history,
+        progress=ProgressLine(
+            recipe.total_steps,
+            recipe.batch_size * recipe.sequence_length,
+            progress_stream,
+        ),
+        checkpoints=checkpoints,
+        writes_checkpoints=chief,
+        resume_from=arrays,
+        scalars=_tensorboard(output_dir / "tensorboard") if chief else None,
+        say=say,
     )
-    distiller.fit(
-        train,
-        steps_per_epoch=recipe.total_steps,
-        shuffle=False,  # the dataset is shuffled already
-        verbose=0,
-        callbacks=[monitor],
-    )
-    save()
+    if resume:
+        say(f"Goes on after step {monitor.start_step} of {recipe.total_steps}.")
+    return monitor
+
+
+def _train(run, distiller, strategy, examples, monitor):
+    recipe = run.recipe
+
+    def make_dataset(num_workers, worker):
+        return as_dataset(
+            examples,
+            recipe.batch_size,
+            seed=recipe.seed,
+            start_step=monitor.start_step,
+            num_workers=num_workers,
+            worker=worker,
+            segment_ids=uses_segment_ids(run.student),
+        )
+
+    steps = recipe.total_steps - monitor.start_step
+    with _stopping(monitor):
+        distiller.fit(
+            share_out(strategy, make_dataset, recipe.batch_size),
+            steps_per_epoch=steps,
+            shuffle=False,  # the examples are shuffled already
+            verbose=0,
+            callbacks=[monitor],
+        )
+
+
+def _finish(run, monitor):
+    recipe, output_dir = run.recipe, run.output_dir
     if monitor.nan_step is not None:
+        save_student(run.student, run.tokenizer, output_dir / "student")
+        _save_history(run)
         raise DivergedError(
             f"The loss was not finite at step {monitor.nan_step}; the student of step "
             f"{monitor.last_good_step} is kept in {output_dir / 'student'}. Try a "
             "lower peak_learning_rate, or mixed_bfloat16 in place of mixed_float16."
         )
-    # Both parts read all of the text.
-    replaced = max(corpus.num_decode_errors for corpus in corpora.values())
-    if replaced:
-        say(f"Byte sequences that were not UTF-8 and were replaced: {replaced}.")
-    run = Run(
-        recipe=recipe,
-        output_dir=output_dir,
-        teacher=teacher,
-        tokenizer=tokenizer,
-        student=student,
-        held_out=held_out,
-        history=history,
-        seconds=time.perf_counter() - started,
-    )
-    _write_report(run)
-    return run
+    if not run.finished:
+        monitor.say(
+            f"Stopped after step {monitor.last_step} of {recipe.total_steps}, with a "
+            "checkpoint. Give the same command to go on."
+        )
+        return
+    write_report(run)
+    remove(output_dir / "checkpoints")
 
 
-def save_history(history, output_dir, recipe):
+def _save_history(run):
     """Writes `history.csv` and `curves.png`."""
-    history.save_csv(output_dir / "history.csv")
+    recipe = run.recipe
+    run.history.save_csv(run.output_dir / "history.csv")
     title = (
         f"{model_name(recipe.teacher)} to {recipe.student_num_layers}x"
         f"{recipe.student_hidden_dim}, {recipe.num_relation_heads} relation heads"
     )
-    history.save_curves(output_dir / "curves.png", title)
+    run.history.save_curves(run.output_dir / "curves.png", title)
 
 
-def model_name(preset):
-    """A short name for a preset: of a directory `name/model`, its parent's too."""
-    path = Path(preset)
-    if path.name in ("model", "student", "teacher") and path.parent.name:
-        return f"{path.parent.name}/{path.name}"
-    return path.name
+def _tensorboard(path):
+    """A function of a step and a dict of float that writes TensorBoard scalars.
+
+    None where TensorBoard is not installed, which is an extra.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    writer = tf.summary.create_file_writer(str(path))
+
+    def scalars(step, values):
+        with writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+        writer.flush()
+
+    return scalars
 
 
-def describe(backbone):
-    """One phrase about a backbone."""
-    return (
-        f"{family_of(backbone).name} {len(block_calls(backbone))}x"
-        f"{backbone.hidden_dim}, {count(backbone.count_params())} parameters"
-    )
+@contextlib.contextmanager
+def _stopping(monitor):
+    """Turns SIGTERM and the first SIGINT into a checkpoint and an end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
+    def stop(number, frame):
+        monitor.stop_requested = True
+        # A second one ends at once.
+        signal.signal(number, before[number])
 
-def hardware():
-    """What this runs on: processor or accelerators, cores."""
-    accelerators = [
-        tf.config.experimental.get_device_details(device).get("device_name", "GPU")
-        for device in tf.config.list_physical_devices("GPU")
-    ]
-    if accelerators:
-        return ", ".join(accelerators)
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"{model}, {os.cpu_count()} cores"
+    before = {
+        number: signal.signal(number, stop)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -368,80 +544,3 @@ def _writing(output_dir):
             "`output_dir` must be writable. "
             f"Received: output_dir={output_dir} ({error.strerror})."
         ) from error
-
-
-def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _write_report(run):
-    """Writes `report.md`: what was run, on what, with which result."""
-    recipe, history = run.recipe, run.history
-    before = history.series("held_out_loss")[1][0]
-    after = history.last("held_out_loss")
-    pairs = [pair for pair, weight in recipe.relation_weights.items() if weight]
-    losses = [
-        [
-            name,
-            *(
-                f"{history.series(f'held_out_{column}')[1][index]:.4f}"
-                for column in ("loss", *pairs)
-            ),
-        ]
-        for name, index in (("before", 0), ("after", -1))
-    ]
-    tokens = recipe.total_steps * recipe.batch_size * recipe.sequence_length
-    models = [
-        [
-            role,
-            describe(backbone),
-            megabytes(4 * backbone.count_params()),
-        ]
-        for role, backbone in (("teacher", run.teacher), ("student", run.student))
-    ]
-    facts = [
-        ["teacher", f"{recipe.teacher}, layer {recipe.teacher_layer}"],
-        ["relation heads", f"{recipe.num_relation_heads}"],
-        ["student begins from", recipe.student_initialization],
-        ["corpus", ", ".join(recipe.corpus)],
-        [
-            "steps",
-            f"{recipe.total_steps:,} of {recipe.batch_size} x "
-            f"{recipe.sequence_length} tokens, {count(tokens)} tokens",
-        ],
-        [
-            "held-out text",
-            f"{recipe.held_out_examples} sequences at most, every "
-            f"{recipe.held_out_every}-th piece of the corpus",
-        ],
-        ["seed, runs", f"{recipe.seed}, 1"],
-        ["precision", recipe.dtype_policy],
-        ["hardware", hardware()],
-        ["wall time", clock(run.seconds)],
-        ["date", datetime.date.today().isoformat()],
-        [
-            "versions",
-            f"keras-minilmv2 {__version__}, Keras {keras.__version__}, TensorFlow "
-            f"{tf.__version__}, keras-hub {keras_hub.__version__}",
-        ],
-    ]
-    text = "\n\n".join(
-        [
-            f"# Distillation of {model_name(recipe.teacher)}",
-            f"Held-out relation loss: {before:.4f} nats before, {after:.4f} after.",
-            markdown_table(["student", "loss", *pairs], losses),
-            "![Loss and learning rate over steps](curves.png)",
-            markdown_table(["model", "shape", "float32 weights"], models),
-            markdown_table(["setting", "value"], facts),
-            "The student is in `student/`, a keras-nlp preset: "
-            "`keras_hub.models.Backbone.from_preset` reads it. The attention output, "
-            "norms and feed-forward of its last layer, and a pooler, got no gradient "
-            "and are as initialised: fine-tune before use. All settings are in "
-            "`recipe.json`, the numbers behind the curves in `history.csv`.",
-        ]
-    )
-    with replacing_file(run.output_dir / "report.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")

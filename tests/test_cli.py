@@ -3,98 +3,28 @@
 import gzip
 import io
 import json
+import os
+import signal
 import sys
 
 import keras_hub
 import numpy as np
 import pytest
+from small_runs import assert_same_run, make_recipe, make_teacher, write_text
 
-from keras_minilmv2 import cli
-from keras_minilmv2.recipes import Recipe
-
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "it",
-    "was",
-    "he",
-    "she",
-    "they",
-    "sea",
-    "ship",
-    "wind",
-    "night",
-    "day",
-    "king",
-]
+from keras_minilmv2 import cli, runs
+from keras_minilmv2.training.callbacks import ProgressLine
 
 
 @pytest.fixture(scope="module")
 def teacher_dir(tmp_path_factory):
-    """A BERT preset of 60 word pieces, with relations far from uniform."""
-    path = tmp_path_factory.mktemp("models") / "teacher"
-    letters = [chr(ord("a") + i) for i in range(26)]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
-    vocabulary += [piece for piece in letters if piece not in vocabulary]
-    vocabulary += [f"##{letter}" for letter in letters]
-    tokenizer = keras_hub.models.BertTokenizer(vocabulary, lowercase=True)
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=3,
-        num_heads=4,
-        hidden_dim=16,
-        intermediate_dim=24,
-        max_sequence_length=32,
-    )
-    generator = np.random.default_rng(0)
-    for variable in backbone.trainable_variables:
-        if len(variable.shape) > 1:
-            variable.assign(generator.normal(scale=0.5, size=variable.shape))
-    backbone.save_to_preset(str(path))
-    tokenizer.save_to_preset(str(path))
-    return path
-
-
-def write_text(path, num_documents=200, seed=0):
-    generator = np.random.default_rng(seed)
-    documents = [
-        " ".join(generator.choice(WORDS, generator.integers(5, 40))) + "."
-        for _ in range(num_documents)
-    ]
-    path.write_text("\n\n".join(documents))
-    return path
+    return make_teacher(tmp_path_factory.mktemp("models") / "teacher")
 
 
 @pytest.fixture
 def recipe(teacher_dir, tmp_path):
     """Path of a recipe that runs in seconds."""
-    write_text(tmp_path / "corpus.txt")
-    recipe = Recipe(
-        teacher=str(teacher_dir),
-        teacher_layer=2,
-        student_num_layers=2,
-        student_num_heads=2,
-        student_hidden_dim=8,
-        student_intermediate_dim=12,
-        num_relation_heads=4,
-        corpus=(str(tmp_path / "corpus.txt"),),
-        sequence_length=16,
-        batch_size=8,
-        held_out_every=10,
-        held_out_examples=16,
-        peak_learning_rate=0.02,
-        warmup_steps=2,
-        total_steps=12,
-        log_every=4,
-        evaluate_every=6,
-    )
-    recipe.save(tmp_path / "recipe.json")
-    return tmp_path / "recipe.json"
+    return make_recipe(tmp_path, teacher_dir)
 
 
 def distill(recipe, output_dir, *assignments, options=()):
@@ -121,6 +51,9 @@ def test_distill_writes_everything(recipe, tmp_path, capsys, initialization):
     names = {entry.name for entry in output_dir.iterdir()}
     assert names == {
         "recipe.json",
+        "prepared",
+        "tensorboard",
+        "best",
         "student",
         "history.csv",
         "curves.png",
@@ -250,13 +183,69 @@ def test_another_run_is_kept_unless_overwritten(recipe, tmp_path, capsys):
     report = (output_dir / "report.md").read_bytes()
     capsys.readouterr()
     code = distill(recipe, output_dir)
-    refused(capsys, code, "must not hold another run")
+    refused(capsys, code, "must not hold a finished run")
     # A mistake in the recipe does not cost the old run, even with --overwrite.
     code = distill(recipe, output_dir, "teacher_layer=9", options=["--overwrite"])
     refused(capsys, code, "teacher_layer=9")
     assert (output_dir / "report.md").read_bytes() == report
     assert distill(recipe, output_dir, "seed=5", options=["--overwrite"]) == 0
     assert json.loads((output_dir / "recipe.json").read_text())["seed"] == 5
+
+
+def test_a_run_of_another_recipe_is_named_by_its_fields(recipe, tmp_path, capsys):
+    output_dir = tmp_path / "out"
+    assert distill(recipe, output_dir) == 0
+    (output_dir / "report.md").unlink()  # as if it were not finished
+    capsys.readouterr()
+    code = distill(recipe, output_dir, "seed=3", "batch_size=4")
+    refused(capsys, code, "whose recipe has batch_size=8, seed=0.")
+
+
+LONG = ["total_steps=40", "log_every=4", "evaluate_every=10", "checkpoint_every=7"]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    """Stopped inside a window of the history, with dropout on."""
+    assert distill(recipe, tmp_path / "whole", *LONG) == 0
+    update = ProgressLine.update
+
+    def stop_at_23(self, step, losses):
+        update(self, step, losses)
+        if step == 23:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    capsys.readouterr()
+    monkeypatch.setattr(ProgressLine, "update", stop_at_23)
+    assert distill(recipe, tmp_path / "parts", *LONG) == 0
+    assert "Stopped after step 23 of 40" in capsys.readouterr().out
+    checkpoint = tmp_path / "parts" / "checkpoints" / "step-00000023.npz"
+    backbone = keras_hub.models.Backbone.from_preset(str(tmp_path / "parts/student"))
+    # Student, two moments of Adam and a few numbers: nothing of the teacher.
+    assert checkpoint.stat().st_size < 3.2 * 4 * backbone.count_params() + 60_000
+    monkeypatch.setattr(ProgressLine, "update", update)
+    assert distill(recipe, tmp_path / "parts", *LONG) == 0
+    assert "Goes on after step 23 of 40" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def test_a_damaged_checkpoint_is_left_out(recipe, tmp_path, capsys, monkeypatch):
+    assert distill(recipe, tmp_path / "whole", *LONG) == 0
+    monkeypatch.setattr(runs, "_finish", lambda run, monitor: None)
+    assert distill(recipe, tmp_path / "parts", *LONG) == 0
+    monkeypatch.undo()
+    files = sorted((tmp_path / "parts" / "checkpoints").iterdir())
+    assert [file.name for file in files] == ["step-00000028.npz", "step-00000035.npz"]
+    content = bytearray(files[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[1].write_bytes(content)
+    assert distill(recipe, tmp_path / "parts", *LONG) == 0
+    output = capsys.readouterr().out
+    assert "step-00000035.npz is damaged and is left out" in output
+    assert "Goes on after step 28 of 40" in output
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_other_files_are_never_touched(recipe, tmp_path, capsys):

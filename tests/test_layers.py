@@ -17,6 +17,7 @@ RANKS = {
     "data": 3,
     "evaluation": 3,
     "recipes": 4,
+    "report": 4,
     "runs": 5,
     "info": 5,
     "demo": 6,

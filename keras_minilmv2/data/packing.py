@@ -1,6 +1,7 @@
 """Documents become packed examples: `sequence_length` tokens, no padding."""
 
 import contextlib
+import re
 
 import keras_hub
 import numpy as np
@@ -8,6 +9,9 @@ import tensorflow as tf
 import tokenizers
 
 BATCH_CHARS = 65_536
+
+# Unicode's spaces and separators of lines and paragraphs, the ASCII ones left out.
+_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 
 
 def packed_examples(corpus, tokenizer, sequence_length, *, segment_ids=False):
@@ -21,7 +25,9 @@ def packed_examples(corpus, tokenizer, sequence_length, *, segment_ids=False):
     Text does not become a special token: `"</s>"` in a document is punctuation and
     a letter, whatever `special_tokens_in_strings` and `unsplittable_tokens` of the
     tokenizer are. Only a SentencePiece model that itself defines `"[MASK]"` or the
-    like as a user symbol still gives it.
+    like as a user symbol still gives it. For WordPiece, which keras-hub 0.32 splits
+    at ASCII white space only, every other Unicode space is made a plain one, as
+    Hugging Face's tokenizers do.
 
     Reads the corpus as it is iterated, in blocks, with tokenization in parallel; the
     order of the examples is the order of the text. Errors of the corpus surface from
@@ -43,7 +49,7 @@ def packed_examples(corpus, tokenizer, sequence_length, *, segment_ids=False):
             or adds special tokens itself.
         TypeError: if the tokenizer has no start, end and pad token.
     """
-    _check(tokenizer, sequence_length)
+    check_packing(tokenizer, sequence_length)
     num_content = sequence_length - 2
 
     def add_special_tokens(content):
@@ -118,7 +124,7 @@ def require_examples(corpus, tokenizer, sequence_length, num_examples=1):
     Raises:
         ValueError: if there are fewer, or the corpus cannot be read.
     """
-    _check(tokenizer, sequence_length)
+    check_packing(tokenizer, sequence_length)
     num_needed = num_examples * (sequence_length - 2)
     num_found = 0
     with corpus_errors(corpus):
@@ -159,8 +165,12 @@ def corpus_errors(*corpora):
         raise
 
 
-def _check(tokenizer, sequence_length):
-    """Raises unless packing with these arguments is well defined."""
+def check_packing(tokenizer, sequence_length):
+    """Raises unless packing with these arguments is well defined.
+
+    Raises:
+        ValueError, TypeError: as `packed_examples` does.
+    """
     if sequence_length < 3:
         raise ValueError(
             "`sequence_length` must be at least 3: a start token, a token and an end "
@@ -180,24 +190,63 @@ def _check(tokenizer, sequence_length):
             )
 
 
+def piece_batches(pieces, max_chars):
+    """Gathers pieces of text for tokenization.
+
+    Args:
+        pieces: iterable of `(text, starts_document)`.
+        max_chars: int. A batch ends with the piece that reaches so many characters.
+
+    Yields:
+        `(texts, separate)`: list of str, and list of bool that says before which
+        texts an end token belongs.
+    """
+    texts, separate, num_chars, is_first = [], [], 0, True
+    for text, starts_document in pieces:
+        texts.append(text)
+        separate.append(starts_document and not is_first)
+        is_first = False
+        num_chars += len(text)
+        if num_chars >= max_chars:
+            yield texts, separate
+            texts, separate, num_chars = [], [], 0
+    if texts:
+        yield texts, separate
+
+
+def tokenize_function(tokenizer):
+    """Makes a function that gives the tokens of a batch of pieces, without tf.data.
+
+    Args:
+        tokenizer: keras-nlp tokenizer.
+
+    Returns:
+        Function of `(texts, separate)`, as `piece_batches` yields them, to an int32
+        vector. It may be called from several threads at once.
+    """
+    if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
+        return _byte_pair_encoder(tokenizer)
+    graph = tf.function(
+        _graph_function(tokenizer),
+        input_signature=[
+            tf.TensorSpec([None], tf.string),
+            tf.TensorSpec([None], tf.bool),
+        ],
+    )
+    clean = _cleaning(tokenizer)
+    return lambda texts, separate: graph(clean(texts), separate).numpy()
+
+
 def _token_stream(corpus, tokenizer):
     """Dataset of int32 vectors that, concatenated, are the tokens of the corpus."""
+    clean = _cleaning(tokenizer)
 
-    def piece_batches():
-        texts, separate, num_chars, is_first = [], [], 0, True
-        for text, starts_document in corpus:
-            texts.append(text.encode())
-            separate.append(starts_document and not is_first)
-            is_first = False
-            num_chars += len(text)
-            if num_chars >= BATCH_CHARS:
-                yield texts, separate
-                texts, separate, num_chars = [], [], 0
-        if texts:
-            yield texts, separate
+    def cleaned_batches():
+        for texts, separate in piece_batches(corpus, BATCH_CHARS):
+            yield [text.encode() for text in clean(texts)], separate
 
     pieces = tf.data.Dataset.from_generator(
-        piece_batches,
+        cleaned_batches,
         output_signature=(
             tf.TensorSpec([None], tf.string),
             tf.TensorSpec([None], tf.bool),
@@ -208,6 +257,13 @@ def _token_stream(corpus, tokenizer):
     else:
         tokenize = _graph_function(tokenizer)
     return pieces.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _cleaning(tokenizer):
+    """What to do with texts before tokenization."""
+    if isinstance(tokenizer, keras_hub.tokenizers.WordPieceTokenizer):
+        return lambda texts: [_SPACES.sub(" ", text) for text in texts]
+    return lambda texts: texts
 
 
 def _graph_function(tokenizer):
@@ -235,7 +291,7 @@ def _graph_function(tokenizer):
     return tokenize
 
 
-def _byte_pair_function(tokenizer):
+def _byte_pair_encoder(tokenizer):
     """Pieces to one vector of tokens, by the `tokenizers` library.
 
     The ops of keras-hub 0.32 give the same ids for ordinary text, at a tenth of the
@@ -258,15 +314,27 @@ def _byte_pair_function(tokenizer):
 
     def encode(texts, separate):
         tokens = []
-        encodings = encoder.encode_batch_fast([text.decode() for text in texts])
+        encodings = encoder.encode_batch_fast(texts)
         for encoding, separated in zip(encodings, separate, strict=True):
             if separated:
                 tokens.append(end_token_id)
             tokens.extend(encoding.ids)
         return np.array(tokens, "int32")
 
+    return encode
+
+
+def _byte_pair_function(tokenizer):
+    """The same as a function of tensors."""
+    encode = _byte_pair_encoder(tokenizer)
+
+    def encode_bytes(texts, separate):
+        return encode([text.decode() for text in texts], separate)
+
     def tokenize(texts, separate):
-        tokens = tf.numpy_function(encode, [texts, separate], tf.int32, stateful=False)
+        tokens = tf.numpy_function(
+            encode_bytes, [texts, separate], tf.int32, stateful=False
+        )
         return tf.ensure_shape(tokens, [None])
 
     return tokenize

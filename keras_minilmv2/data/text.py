@@ -2,6 +2,7 @@
 
 import atexit
 import codecs
+import contextlib
 import functools
 import glob
 import gzip
@@ -13,6 +14,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK_BYTES = 256 * 1024
@@ -24,6 +26,32 @@ DOCUMENT_SEPARATORS = {
     "line": re.compile(r"\n"),
     "file": re.compile(r"(?!)"),  # matches nowhere
 }
+
+# Bytes after which a document has ended for certain, whatever line ends are in use.
+_CUTS = {
+    "blank_line": re.compile(rb"\n\r?\n"),
+    "line": re.compile(rb"\n"),
+    "file": re.compile(rb"(?!)"),
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of one input that begins and ends where documents do.
+
+    Args:
+        name: str. The input: a file, `-` or a TFDS source.
+        begin: int. First byte of a file, first part of a TFDS split.
+        end: int. The byte or part after the last one.
+        size: int. Bytes of the file, or parts that the TFDS split is cut into.
+        num_bytes: int. What there is to read; of a TFDS split an estimate.
+    """
+
+    name: str
+    begin: int
+    end: int
+    size: int
+    num_bytes: int
 
 
 class Corpus:
@@ -52,6 +80,8 @@ class Corpus:
             - a file; one that ends in `.gz` is decompressed;
             - a directory: all `*.txt` and `*.txt.gz` below it, sorted by path;
             - a glob, `**` included, whose matches are sorted;
+            - a URL that fsspec opens, `gs://bucket/name` for instance: a file,
+              directory or glob as above;
             - `-`, standard input. It can be read only once, so the first iteration
               copies all of it to a temporary file, which is removed at exit;
             - `tfds:NAME[/CONFIG][:VERSION][@SPLIT]`, a TFDS dataset, downloaded
@@ -76,6 +106,7 @@ class Corpus:
             files found when the corpus was made.
         num_decode_errors: int. Malformed byte sequences replaced so far; however
             often the corpus is iterated, each counts once.
+        num_bytes_read: int. Bytes read so far, before decompression.
         error: the ValueError that ended an iteration, or None; an iteration to the
             end clears it. tf.data reports it with an error of its own: see
             `corpus_errors`.
@@ -138,7 +169,8 @@ class Corpus:
         self.part = part
         self.inputs = tuple(name for source in sources for name in _inputs(source))
         self.error = None
-        self._num_replaced = {}  # by name of the file or record
+        self.num_bytes_read = 0
+        self._num_replaced = {}  # by name of the file or record, and its first byte
 
     @property
     def num_decode_errors(self):
@@ -157,38 +189,112 @@ class Corpus:
 
     def _pieces_of_part(self):
         """The pieces of the part asked for."""
-        if self.held_out_every is None:
-            yield from self._pieces()
-            return
-        follows_gap = False
-        for number, (text, starts_document) in enumerate(self._pieces(), start=1):
-            held_out = number % self.held_out_every == 0
-            if held_out != (self.part == "held_out"):
-                follows_gap = True
-            elif starts_document or follows_gap:
-                yield text.lstrip(), True
-                follows_gap = False
-            else:
-                yield text, False
+        pieces = itertools.chain.from_iterable(map(self._pieces, self.inputs))
+        for part, text, starts_document in split_parts(pieces, self.held_out_every):
+            if part == self.part:
+                yield text, starts_document
 
-    def _pieces(self):
-        """The pieces of all sources."""
+    def units(self, unit_bytes):
+        """Cuts the corpus into units that can be read alone, in any order.
+
+        A unit is a list of consecutive segments: small files together, or a stretch
+        of a large file or TFDS split that begins and ends between documents. A
+        compressed file, and one without a document's end, is never cut. Which
+        documents a unit has depends on the sizes of the inputs and on `unit_bytes`.
+
+        Args:
+            unit_bytes: int. About how many bytes a unit has.
+
+        Returns:
+            list of lists of `Segment`. All together are the corpus, in order.
+        """
+        units, room = [], 0
         for name in self.inputs:
-            if name.startswith("tfds:"):
-                for index, record in enumerate(self._tfds_records(name)):
-                    text = self._decoded([record], f"record {index} of {name}")
-                    yield from split_pieces(text, "file")
-            else:
-                if name == "-":
-                    text = self._decoded(_blocks(_spooled(sys.stdin)), "standard input")
-                else:
-                    text = self._decoded(_blocks(name), name)
-                yield from split_pieces(text, self.document_separator)
+            for segment in self._segments(name, unit_bytes):
+                if not units or segment.num_bytes > room:
+                    units.append([])
+                    room = unit_bytes
+                units[-1].append(segment)
+                room -= segment.num_bytes
+        return units
 
-    def _decoded(self, blocks, name):
+    def unit_pieces(self, unit):
+        """The pieces of one unit, both parts of the corpus, as iteration gives them.
+
+        Args:
+            unit: list of `Segment`, as from `units`.
+        """
+        for segment in unit:
+            yield from self._pieces(segment.name, segment)
+
+    def _segments(self, name, unit_bytes):
+        """Cuts one input."""
+        if name.startswith("tfds:"):
+            num_parts, num_bytes = self._tfds_parts(name, unit_bytes)
+            for part in range(num_parts):
+                yield Segment(name, part, part + 1, num_parts, num_bytes // num_parts)
+            return
+        path = _path(name)
+        size = _size(path)
+        begin = 0
+        cuts = [] if path.endswith(".gz") else self._cuts(path, size, unit_bytes)
+        for end in itertools.chain(cuts, [size]):
+            yield Segment(name, begin, end, size, end - begin)
+            begin = end
+
+    def _cuts(self, path, size, unit_bytes):
+        """Offsets of a file, about `unit_bytes` apart, between two documents."""
+        ends_document = _CUTS[self.document_separator].search
+        cut = unit_bytes
+        while cut < size:
+            data, offset = b"", cut
+            with _reading(path), _open(path) as file:
+                file.seek(cut)
+                while not (match := ends_document(data)):
+                    # The end of a document may lie across two blocks.
+                    data, offset = data[-2:], offset + max(len(data) - 2, 0)
+                    block = file.read(BLOCK_BYTES)
+                    if not block:
+                        return
+                    data += block
+            cut = offset + match.end()
+            if cut < size:
+                yield cut
+            cut += unit_bytes
+
+    def _pieces(self, name, segment=None):
+        """The pieces of one input, or of a segment of it."""
+        if name.startswith("tfds:"):
+            for index, record in enumerate(self._tfds_records(name, segment)):
+                self.num_bytes_read += len(record)
+                text = self._decoded([record], f"record {index} of {name}")
+                yield from split_pieces(text, "file")
+            return
+        begin, end = (0, None) if segment is None else (segment.begin, segment.end)
+        shown = "standard input" if name == "-" else name
+        text = self._decoded(self._blocks(_path(name), begin, end), shown, begin)
+        yield from split_pieces(text, self.document_separator)
+
+    def _blocks(self, path, begin, end):
+        """The bytes of a file, decompressed if it is a `.gz` file, block by block."""
+        with _reading(path), _open(path) as file:
+            source = file
+            if path.endswith(".gz"):
+                source, end = gzip.GzipFile(fileobj=file), None
+            else:
+                file.seek(begin)
+            position = begin
+            while block := source.read(
+                BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position)
+            ):
+                self.num_bytes_read += file.tell() - position
+                position = file.tell()
+                yield block
+
+    def _decoded(self, blocks, name, begin=0):
         """Text of UTF-8 blocks, without a byte order mark and carriage returns."""
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
-        offset, rest, num_replaced = 0, b"", 0
+        offset, rest, num_replaced = begin, b"", 0
         for block in itertools.chain(blocks, [None]):
             is_end = block is None
             data = rest if is_end else rest + block
@@ -206,18 +312,17 @@ class Corpus:
                 # Less the U+FFFD that were in the text before.
                 num_replaced += text.count("\ufffd")
                 num_replaced -= data[:num_used].count(b"\xef\xbf\xbd")
-                before = self._num_replaced.get(name, 0)
-                self._num_replaced[name] = max(before, num_replaced)
+                before = self._num_replaced.get((name, begin), 0)
+                self._num_replaced[name, begin] = max(before, num_replaced)
             if offset == 0:
                 text = text.removeprefix("\ufeff")
             rest = data[num_used:]
             offset += num_used
             yield newlines.decode(text, final=is_end)
 
-    def _tfds_records(self, source):
-        """The text of each record of a TFDS dataset, as bytes."""
-        # Importing them takes seconds that reading a file need not wait.
-        import tensorflow as tf
+    def _tfds_builder(self, source):
+        """The builder and the split of a TFDS source."""
+        # Importing it takes seconds that reading a file need not wait.
         import tensorflow_datasets as tfds
 
         name, _, split = source.removeprefix("tfds:").partition("@")
@@ -232,6 +337,25 @@ class Corpus:
                 "`sources` must name TFDS datasets that are on this machine or can "
                 f"be downloaded. Received: {source} ({_first_line(error)})."
             ) from error
+        return builder, split or "train"
+
+    def _tfds_parts(self, source, unit_bytes):
+        """Into how many parts to cut a TFDS source, and about how many bytes it has."""
+        builder, split = self._tfds_builder(source)
+        with _reading_split(builder, source):
+            num_records = builder.info.splits[split].num_examples
+        splits = builder.info.splits.values()
+        # TFDS knows the size of whole splits only.
+        num_bytes = sum(split.num_bytes for split in splits) * num_records
+        num_bytes //= max(1, sum(split.num_examples for split in splits))
+        return max(1, min(-(-num_bytes // unit_bytes), num_records)), num_bytes
+
+    def _tfds_records(self, source, segment):
+        """The text of each record of a TFDS dataset, as bytes, in its own order."""
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+
+        builder, split = self._tfds_builder(source)
         features = builder.info.features
         names = [
             key
@@ -243,14 +367,16 @@ class Corpus:
                 f"`text_feature` must be a text feature of {source}: one of "
                 f"{', '.join(names)}. Received: text_feature={self.text_feature!r}."
             )
-        try:
-            dataset = builder.as_dataset(split=split or "train", shuffle_files=False)
-        except ValueError as error:
-            raise ValueError(
-                "`sources` must name a split of the TFDS dataset: one of "
-                f"{', '.join(builder.info.splits)}, or a slice of one. "
-                f"Received: {source}."
-            ) from error
+        if segment is not None and segment.size > 1:
+            split = tfds.even_splits(split, segment.size)[segment.begin]
+        with _reading_split(builder, source):
+            # Without interleaving, so that the parts of a split, one after the
+            # other, are the split.
+            dataset = builder.as_dataset(
+                split=split,
+                shuffle_files=False,
+                read_config=tfds.ReadConfig(interleave_cycle_length=1),
+            )
         try:
             texts = dataset.map(lambda record: record[self.text_feature])
             yield from texts.as_numpy_iterator()
@@ -259,6 +385,28 @@ class Corpus:
                 "`sources` must be files that can be read to the end. "
                 f"Received: {source} ({_first_line(error)})."
             ) from error
+
+
+def split_parts(pieces, held_out_every, num_before=0):
+    """Says of each piece which part of the corpus it belongs to.
+
+    Args:
+        pieces: iterable of `(text, starts_document)`.
+        held_out_every: int or None. As for `Corpus`.
+        num_before: int. Pieces of the corpus that come before these.
+
+    Yields:
+        `(part, text, starts_document)`; the piece after a gap starts a document.
+    """
+    follows_gap = {"train": False, "held_out": False}
+    for number, (text, starts_document) in enumerate(pieces, start=num_before + 1):
+        part, other = "train", "held_out"
+        if held_out_every is not None and number % held_out_every == 0:
+            part, other = other, part
+        if starts_document or follows_gap[part]:
+            text, starts_document = text.lstrip(), True
+        follows_gap[part], follows_gap[other] = False, True
+        yield part, text, starts_document
 
 
 def split_pieces(blocks, document_separator):
@@ -312,16 +460,19 @@ def _inputs(source):
     """The files of one source, or the source itself if it is no path."""
     if source == "-" or source.startswith("tfds:"):
         return [source]
-    path = os.path.expanduser(source)
-    paths = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    if is_url(source):
+        paths, text_files = _urls(source), _text_urls
+    else:
+        path = os.path.expanduser(source)
+        paths, text_files = [path], _text_files
+        if not os.path.exists(path):
+            paths = sorted(glob.glob(path, recursive=True))
     if not paths:
         raise ValueError(
             "`sources` must name files that exist. "
             f"Received: {source!r}, which matches nothing."
         )
-    files = []
-    for path in paths:
-        files.extend(_text_files(path) if os.path.isdir(path) else [path])
+    files = [file for path in paths for file in text_files(path)]
     if not files:
         raise ValueError(
             "`sources` must name directories with `.txt` or `.txt.gz` files. "
@@ -330,27 +481,94 @@ def _inputs(source):
     return files
 
 
-def _text_files(directory):
-    """The text files below a directory, sorted by path."""
+def _text_files(path):
+    """The text files below a directory, sorted by path, or the file itself."""
+    if not os.path.isdir(path):
+        return [path]
     return sorted(
         os.path.join(folder, name)
-        for folder, _, names in os.walk(directory)
+        for folder, _, names in os.walk(path)
         for name in names
         if name.endswith((".txt", ".txt.gz"))
     )
 
 
-def _blocks(path):
-    """The bytes of a file, decompressed if it is a `.gz` file, block by block."""
-    open_file = gzip.open if path.endswith(".gz") else open
+def is_url(path):
+    """Whether a path is one that fsspec opens, `gs://bucket/name` for instance."""
+    return "://" in path
+
+
+def _urls(url):
+    """The URL itself if it exists, or what it matches as a glob, sorted."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if filesystem.exists(path):
+        return [url]
+    return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
+
+
+def _text_urls(url):
+    """The text files below a URL, sorted, or the URL itself if it is a file."""
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if not filesystem.isdir(path):
+        return [url]
+    return sorted(
+        filesystem.unstrip_protocol(name)
+        for name in filesystem.find(path)
+        if name.endswith((".txt", ".txt.gz"))
+    )
+
+
+def _path(name):
+    """The file that an input is read from."""
+    return _spooled(sys.stdin) if name == "-" else name
+
+
+def _size(path):
+    """Bytes of a file."""
+    with _reading(path):
+        if is_url(path):
+            import fsspec
+
+            filesystem, path = fsspec.core.url_to_fs(path)
+            return filesystem.size(path)
+        return os.path.getsize(path)
+
+
+def _open(path):
+    """Opens a file for reading bytes."""
+    if is_url(path):
+        import fsspec
+
+        return fsspec.open(path, "rb").open()
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Turns what reading a file raises into a sentence about it."""
     try:
-        with open_file(path, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                yield block
+        yield
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
             "`sources` must be files that can be read to the end. "
             f"Received: {path} ({_first_line(error)})."
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading_split(builder, source):
+    """Turns what TFDS says of an unknown split into a sentence about the source."""
+    try:
+        yield
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            "`sources` must name a split of the TFDS dataset: one of "
+            f"{', '.join(builder.info.splits)}, or a slice of one. "
+            f"Received: {source}."
         ) from error
 
 

@@ -6,6 +6,7 @@ import time
 
 import keras
 import numpy as np
+from keras import ops
 
 
 class ProgressLine:
@@ -84,22 +85,31 @@ def clock(seconds):
 
 
 class RunMonitor(keras.callbacks.Callback):
-    """Logs, evaluates and saves while `RelationDistiller.fit` runs.
+    """Logs, evaluates, saves and stops while `RelationDistiller.fit` runs.
 
-    Use it with one epoch of `total_steps` steps. Every `log_every` steps the mean
-    losses since the last time go to the history; every `evaluate_every` steps, before
-    the first one and after the last one, the held-out loss does, and the student is
-    saved. A loss that is not finite stops the run and puts back the weights of the
-    last line of the history.
+    Use it with one epoch of `total_steps - start_step` steps. Every `log_every` steps
+    the mean losses since the last time go to the history; every `evaluate_every`
+    steps, before the first one and after the last one, the held-out loss does, and the
+    student is saved; every `checkpoint_every` steps a checkpoint is. A loss that is
+    not finite stops the run and puts back the weights of the last line of the history.
 
     Args:
         total_steps: int, optimizer updates.
         log_every: int, optimizer updates.
         evaluate_every: int, optimizer updates.
         held_out: dataset for `evaluate`.
-        save: function without arguments that saves the student.
+        save: function that saves the student; called with whether its held-out loss is
+            the lowest so far.
         history: `History` to add to.
         progress: `ProgressLine`.
+        checkpoints: `Checkpoints`, or None to save none.
+        checkpoint_every: int, optimizer updates.
+        writes_checkpoints: bool. Whether this process saves them, or only goes on from
+            them.
+        resume_from: arrays of a checkpoint, or None to begin.
+        scalars: function of a step and a dict of float, called with each line of the
+            history, or None.
+        say: function that is called with each line of information.
     """
 
     def __init__(
@@ -112,6 +122,12 @@ class RunMonitor(keras.callbacks.Callback):
         save,
         history,
         progress,
+        checkpoints=None,
+        checkpoint_every=None,
+        writes_checkpoints=True,
+        resume_from=None,
+        scalars=None,
+        say=print,
     ):
         super().__init__()
         self.total_steps = total_steps
@@ -121,80 +137,130 @@ class RunMonitor(keras.callbacks.Callback):
         self.save = save
         self.history = history
         self.progress = progress
+        self.checkpoints = checkpoints
+        self.checkpoint_every = checkpoint_every
+        self.writes_checkpoints = writes_checkpoints and checkpoints is not None
+        self.scalars = scalars
+        self.resume_from = resume_from
+        self.say = say
+        self.start_step = 0
+        if resume_from is not None:
+            self.start_step, rows = checkpoints.notes(resume_from)
+            history.rows = {int(step): row for step, row in rows.items()}
+        self.last_step = self.start_step
+        self.stop_requested = False
         self.nan_step = None
-        self.last_good_step = 0
+        self.last_good_step = self.start_step
+        self._warned = False
 
-    def on_train_begin(self, logs=None):
-        """Takes the held-out loss before the first step."""
-        self._remember(0)
-        self._evaluate(0)
-        self.model.reset_metrics()
+    @property
+    def finished(self):
+        """Whether the last step is done."""
+        return self.last_step == self.total_steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Goes on from a checkpoint, or takes the held-out loss before step one."""
+        # Not in on_train_begin: fit resets the metrics after that.
+        if self.resume_from is not None:
+            self.checkpoints.restore(self.resume_from, self.model)
+            self.resume_from = None
+        else:
+            self._remember(0)
+            self._evaluate(0)
+            self.model.reset_metrics()
+        self._remember(self.start_step)
         self.progress.start()
         self._logged_at = time.perf_counter()
-        self._logged_step = 0
+        self._logged_step = self.start_step
 
     def on_train_batch_end(self, batch, logs=None):
         """Shows a step, and logs, evaluates and saves when it is time to."""
-        step = batch + 1
+        step = self.start_step + batch + 1
         losses = {
             metric.name: float(logs[metric.name]) for metric in self.model.metrics
         }
         if not all(math.isfinite(value) for value in losses.values()):
-            self.nan_step = step
-            self._restore()
-            self.model.stop_training = True
+            self._diverged(step)
             return
+        self.last_step = step
         self.progress.update(step, losses)
-        last = step == self.total_steps
-        if last or step % self.log_every == 0 or step % self.evaluate_every == 0:
+        evaluate = self._is_due(step, self.evaluate_every)
+        if evaluate or self._is_due(step, self.log_every):
             self._log(step, losses)
-        if last or step % self.evaluate_every == 0:
-            if self._evaluate(step):
-                self.save()
+        if evaluate:
+            best = self._evaluate(step)
+            if self.nan_step is not None:
+                return
+            self.save(best)
             self._logged_at = time.perf_counter()
+        if self.writes_checkpoints and (
+            self.stop_requested or step % self.checkpoint_every == 0
+        ):
+            self.checkpoints.save(step, self.model, self.history.rows)
+        if self.stop_requested:
+            self.model.stop_training = True
 
     def on_train_end(self, logs=None):
         """Ends the progress line."""
         self.progress.close()
 
+    def _is_due(self, step, interval):
+        return step % interval == 0 or step == self.total_steps
+
     def _log(self, step, losses):
         now = time.perf_counter()
         steps = step - self._logged_step
-        self.history.add(
+        self._check_band(losses["loss"])
+        speed = steps * self.progress.tokens_per_step / (now - self._logged_at)
+        self._add(
             step,
             **losses,
             learning_rate=float(self.model.optimizer.learning_rate),
-            tokens_per_second=steps
-            * self.progress.tokens_per_step
-            / (now - self._logged_at),
+            tokens_per_second=speed,
         )
         self._logged_at, self._logged_step = now, step
         self._remember(step)
         self.model.reset_metrics()
 
+    def _add(self, step, **values):
+        self.history.add(step, **values)
+        if self.scalars is not None:
+            self.scalars(step, values)
+
+    def _check_band(self, loss):
+        """Says once when the loss is well above where it has been."""
+        _, earlier = self.history.series("loss")
+        if not self._warned and earlier and loss > 1.5 * min(earlier):
+            self._warned = True
+            self.say(
+                f"Note: the loss is {loss:.4f} and was {min(earlier):.4f}; the peak "
+                "learning rate may be too high."
+            )
+
     def _evaluate(self, step):
-        """Adds the held-out loss; false, and the run stops, if it is not finite."""
+        """Adds the held-out loss to the history; says whether it is the lowest."""
         losses = self.model.evaluate(self.held_out, return_dict=True, verbose=0)
         self.model.reset_metrics()
         if not all(math.isfinite(value) for value in losses.values()):
-            self.nan_step = step
-            self._restore()
-            self.model.stop_training = True
+            self._diverged(step)
             return False
-        self.history.add(
+        _, earlier = self.history.series("held_out_loss")
+        self._add(
             step,
             **{f"held_out_{m.name}": losses[m.name] for m in self.model.metrics},
         )
-        return True
+        return losses["loss"] < min(earlier, default=math.inf)
 
-    def _remember(self, step):
-        """Keeps the weights, unless an update has made one of them not finite."""
-        weights = [np.asarray(v) for v in self.model.distilled_variables]
-        if all(np.isfinite(w).all() for w in weights):
-            self._good_weights, self.last_good_step = weights, step
-
-    def _restore(self):
+    def _diverged(self, step):
+        self.nan_step = step
         for variable, value in zip(
             self.model.distilled_variables, self._good_weights, strict=True
         ):
             variable.assign(value)
+        self.model.stop_training = True
+
+    def _remember(self, step):
+        """Keeps the weights, unless an update has made one of them not finite."""
+        weights = [ops.convert_to_numpy(v) for v in self.model.distilled_variables]
+        if all(np.isfinite(w).all() for w in weights):
+            self._good_weights, self.last_good_step = weights, step

@@ -1,68 +1,23 @@
-import functools
-import io
 import re
+import unicodedata
 
 import keras
 import keras_hub
 import numpy as np
 import pytest
-import sentencepiece
 import tensorflow as tf
-from tokenizers.pre_tokenizers import ByteLevel
+from small_tokenizers import FAMILIES, WORDS, make_tokenizer, word_piece_vocabulary
+from tokenizers import BertWordPieceTokenizer
 
 from keras_minilmv2.data.packing import (
     batches,
     corpus_errors,
     packed_examples,
+    piece_batches,
     require_examples,
+    tokenize_function,
 )
 from keras_minilmv2.data.text import Corpus
-
-WORDS = ["a", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "runs"]
-FAMILIES = ["Bert", "DistilBert", "Electra", "Roberta", "XLMRoberta", "Albert"]
-
-
-def word_piece_vocabulary():
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    return special + letters + ["##" + letter for letter in letters] + WORDS[1:]
-
-
-def byte_pair_vocabulary():
-    alphabet = sorted(ByteLevel.alphabet())
-    merges = ["Ġ q", "u i", "c k", "ui ck", "Ġq uick", "f o", "fo x", "Ġ fox"]
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *alphabet]
-    tokens += [merge.replace(" ", "") for merge in merges] + ["<mask>"]
-    return {token: index for index, token in enumerate(tokens)}, merges
-
-
-def sentence_piece_model(**kwargs):
-    model = io.BytesIO()
-    text = [" ".join(WORDS), "abcdefghijklmnopqrstuvwxyz .,!?</>[]", "zebras yawn"]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text * 20),
-        model_writer=model,
-        vocab_size=60,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **kwargs,
-    )
-    return model.getvalue()
-
-
-@functools.cache
-def make_tokenizer(family, **kwargs):
-    cls = getattr(keras_hub.models, f"{family}Tokenizer")
-    if family == "Roberta":
-        return cls(*byte_pair_vocabulary(), **kwargs)
-    if family == "XLMRoberta":
-        return cls(sentence_piece_model(unk_id=0, bos_id=1, eos_id=2), **kwargs)
-    if family == "Albert":
-        ids = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3}
-        pieces = {"pad_piece": "<pad>", "bos_piece": "[CLS]", "eos_piece": "[SEP]"}
-        model = sentence_piece_model(**ids, **pieces, control_symbols="[MASK]")
-        return cls(model, **kwargs)
-    return cls(word_piece_vocabulary(), **kwargs)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -231,6 +186,49 @@ def test_special_tokens_in_text_are_text(family):
     ids.add(tokenizer.mask_token_id)
     assert len(content) > 20
     assert ids.isdisjoint(content.tolist())
+
+
+UNICODE_SPACES = [
+    chr(code)
+    for code in range(128, 0x110000)
+    if unicodedata.category(chr(code)) in ("Zs", "Zl", "Zp")
+]
+
+
+def test_word_piece_splits_at_unicode_white_space_as_hugging_face_does():
+    vocabulary = word_piece_vocabulary()
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    expected = BertWordPieceTokenizer(ids, lowercase=True)
+    tokenizer = make_tokenizer("Bert", lowercase=True)
+    assert len(UNICODE_SPACES) > 15
+    text = " ".join(f"The{space}Fox" for space in UNICODE_SPACES)
+    (example,) = packed_examples([(text, True)], tokenizer, 128)
+    found = example["token_ids"].numpy()[1 : 2 * len(UNICODE_SPACES) + 1]
+    assert found.tolist() == expected.encode(text, add_special_tokens=False).ids
+    assert ids["[UNK]"] not in found
+    function = tokenize_function(tokenizer)
+    np.testing.assert_array_equal(function([text], [False]), found)
+
+
+@pytest.mark.parametrize("family", ["XLMRoberta", "Albert"])
+def test_sentence_piece_splits_at_a_no_break_space(family):
+    tokenizer = make_tokenizer(family)
+    tokens = [
+        packed_examples([(f"the{space}fox", True)], tokenizer, 32)
+        for space in " \u00a0"
+    ]
+    plain, no_break = (columns(examples)["token_ids"] for examples in tokens)
+    np.testing.assert_array_equal(no_break, plain)
+
+
+def test_tokens_without_tf_data_are_the_same(tokenizer, corpus):
+    pieces = list(corpus)
+    function = tokenize_function(tokenizer)
+    batches = piece_batches(pieces, 1_000)
+    found = np.concatenate([function(*batch) for batch in batches])
+    (example,) = packed_examples(pieces, tokenizer, len(found) + 2)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(example["token_ids"][1:-1], found)
 
 
 def test_word_piece_options_survive_packing():

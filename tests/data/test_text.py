@@ -7,11 +7,20 @@ import subprocess
 import sys
 import tracemalloc
 
+import fsspec
+import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_minilmv2.data.text import BLOCK_BYTES, PIECE_CHARS, Corpus, split_pieces
+from keras_minilmv2.data import text as text_module
+from keras_minilmv2.data.text import (
+    BLOCK_BYTES,
+    PIECE_CHARS,
+    Corpus,
+    split_parts,
+    split_pieces,
+)
 
 
 class NewsForTests(tfds.core.GeneratorBasedBuilder):
@@ -504,6 +513,138 @@ def test_unknown_text_feature_is_named(tfds_dir, feature):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         list(corpus)
+
+
+# Units.
+
+
+def unit_pieces(corpus, unit_bytes):
+    return [list(corpus.unit_pieces(unit)) for unit in corpus.units(unit_bytes)]
+
+
+@pytest.mark.parametrize("separator", ["blank_line", "line", "file"])
+def test_units_one_after_the_other_are_the_corpus(tmp_path, monkeypatch, separator):
+    monkeypatch.setattr(text_module, "BLOCK_BYTES", 7)
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        signs = rng.choice(["a", "é", " ", "\n", "\n", "\r\n", "\r", "\t"], size=200)
+        write(tmp_path / f"{number}.txt", "\ufeff" + "".join(signs))
+    corpus = Corpus(tmp_path, document_separator=separator)
+    for unit_bytes in (1, 5, 40, 1_000, 10_000):
+        pieces = unit_pieces(corpus, unit_bytes)
+        assert [piece for unit in pieces for piece in unit] == list(corpus)
+        segments = [segment for unit in corpus.units(unit_bytes) for segment in unit]
+        assert all(s.end == s.size or s.end - s.begin >= unit_bytes for s in segments)
+        if separator != "file":
+            assert (len(segments) > 20) == (unit_bytes < 200)
+
+
+def test_a_large_file_is_cut_at_the_next_end_of_a_document(tmp_path):
+    path = write(tmp_path / "a.txt", "two words\n" * 10_000)
+    units = Corpus(path, document_separator="line").units(9_995)
+    assert [unit[0].begin for unit in units] == list(range(0, 100_000, 10_000))
+    assert all(len(unit) == 1 and unit[0].size == 100_000 for unit in units)
+
+
+def test_small_files_share_a_unit(tmp_path):
+    for number in range(10):
+        write(tmp_path / f"{number}.txt", "x" * 30)
+    units = Corpus(tmp_path).units(100)
+    assert [len(unit) for unit in units] == [3, 3, 3, 1]
+
+
+def test_a_compressed_file_is_not_cut(tmp_path):
+    path = write(tmp_path / "a.txt.gz", "\n\n".join(map(str, range(5_000))))
+    corpus = Corpus(path)
+    (unit,) = corpus.units(1_000)
+    assert len(list(corpus.unit_pieces(unit))) == 5_000
+    assert corpus.num_bytes_read == path.stat().st_size == unit[0].num_bytes
+
+
+def test_a_unit_of_standard_input_is_read_from_its_copy(monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"one\n\ntwo\n\nthree"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    pieces = unit_pieces(Corpus("-"), 5)
+    assert pieces == [[("one", True), ("two", True)], [("three", True)]]
+
+
+def test_parts_of_a_tfds_split_are_the_split(tfds_dir):
+    source = "tfds:news_for_tests/de@train[1:]"
+    corpus = Corpus(source, tfds_data_dir=tfds_dir)
+    pieces = unit_pieces(corpus, 100)
+    assert len(pieces) > 1
+    assert [piece for unit in pieces for piece in unit] == list(corpus)
+
+
+def test_bytes_read_are_counted(tmp_path):
+    path = write(tmp_path / "a.txt", "one\n\ntwo\n\n" * 50_000)
+    corpus = Corpus(path)
+    assert len(corpus.units(100_000)) == 5
+    unit_pieces(corpus, 100_000)
+    assert corpus.num_bytes_read == path.stat().st_size
+
+
+def test_offset_of_malformed_bytes_counts_from_the_start_of_the_file(tmp_path):
+    path = write(tmp_path / "a.txt", b"one\n\n" * 1_000 + b"\xff")
+    corpus = Corpus(path)
+    assert len(corpus.units(1_000)) == 5
+    with pytest.raises(ValueError, match="byte 0xff at offset 5000"):
+        unit_pieces(corpus, 1_000)
+    corpus = Corpus(path, decode_errors="replace")
+    unit_pieces(corpus, 1_000)
+    list(corpus)
+    assert corpus.num_decode_errors == 2  # once in a unit, once in the file
+
+
+def test_parts_can_be_split_from_any_unit_on(tmp_path):
+    path = write(tmp_path / "a.txt", "\n\n".join(f"document {n}" for n in range(100)))
+    corpus = Corpus(path, held_out_every=7)
+    found, num_before = [], 0
+    for pieces in unit_pieces(corpus, 50):
+        found += split_parts(pieces, 7, num_before)
+        num_before += len(pieces)
+    for part in ("train", "held_out"):
+        expected = list(Corpus(path, held_out_every=7, part=part))
+        assert [(text, start) for p, text, start in found if p == part] == expected
+
+
+# URLs.
+
+
+@pytest.fixture
+def memory():
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe(
+        {
+            "/texts/b.txt": b"two\n\nthree",
+            "/texts/more/a.txt.gz": gzip.compress(b"four"),
+            "/texts/a.md": b"no",
+        }
+    )
+    yield filesystem
+    filesystem.rm("/texts", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("memory://texts/b.txt", ["two", "three"]),
+        ("memory://texts", ["two", "three", "four"]),
+        ("memory://texts/**/*.gz", ["four"]),
+    ],
+)
+@pytest.mark.usefixtures("memory")
+def test_a_url_is_a_source(source, expected):
+    corpus = Corpus(source)
+    assert documents(corpus) == expected
+    pieces = [piece for unit in unit_pieces(corpus, 5) for piece in unit]
+    assert pieces == list(corpus)
+
+
+@pytest.mark.usefixtures("memory")
+def test_url_that_matches_nothing_is_named():
+    with pytest.raises(ValueError, match=r"'memory://none.txt', which matches nothing"):
+        Corpus("memory://none.txt")
 
 
 # Arguments.

@@ -50,7 +50,7 @@ def run(total_steps=10, nan_step=None, stream=None, **options):
     monitor = RunMonitor(
         total_steps=total_steps,
         held_out=np.zeros((1, 1)),
-        save=lambda: saves.append(float(model.weight)),
+        save=lambda best: saves.append(float(model.weight)),
         history=history,
         progress=ProgressLine(total_steps, 64, stream or io.StringIO()),
         **{"log_every": 2, "evaluate_every": 4, **options},

@@ -1,0 +1,562 @@
+"""A corpus becomes shards of packed examples: tokenized once, resumed when killed."""
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_minilmv2.data.packing import check_packing, tokenize_function
+from keras_minilmv2.data.shards import (
+    MANIFEST,
+    PARTS,
+    Manifest,
+    Settings,
+    Shard,
+    ShardWriter,
+    file_sha256,
+    parse_manifest,
+    row_dtype,
+    settings_from_dict,
+    tokenizer_identity,
+)
+from keras_minilmv2.data.storage import Storage
+from keras_minilmv2.data.text import split_parts
+
+UNIT_BYTES = 64 * 2**20
+BATCH_CHARS = 262_144
+
+_SETTINGS = "unfinished-settings.json"
+_RECORD = re.compile(r"unfinished-(\d+)\.json")
+_OURS = re.compile(
+    r"\.?(manifest|unfinished-settings|unfinished-\d+|(train|held_out)-\d+)"
+    r"(-\w+)?\.(json|npy)"
+)
+# What a killed run was writing.
+_TEMPORARY = re.compile(r"\.(manifest|unfinished|train|held_out)-.*\.(json|npy)")
+
+_REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a preparation is.
+
+    Args:
+        num_bytes: int. Bytes of the corpus that are done, before decompression.
+        total_bytes: int. Bytes of the corpus; an estimate for TFDS.
+        num_documents: int.
+        num_tokens: int. Real tokens of the examples written, both parts together.
+        tokens_per_second: float. Of this run, without what it found done.
+        seconds_left: float or None. None before anything is done.
+    """
+
+    num_bytes: int
+    total_bytes: int
+    num_documents: int
+    num_tokens: int
+    tokens_per_second: float
+    seconds_left: float | None
+
+    def __str__(self):
+        share = self.num_bytes / max(self.total_bytes, 1)
+        cells = [
+            f"{min(share, 1):4.0%} of {self.total_bytes / 1e6:,.1f} MB",
+            f"{self.num_documents:,} documents",
+            f"{self.num_tokens:,} tokens",
+            f"{self.tokens_per_second:,.0f} tokens/s",
+        ]
+        if self.seconds_left is not None:
+            left = datetime.timedelta(seconds=round(self.seconds_left))
+            cells.append(f"ETA {left}")
+        return "  ".join(cells)
+
+
+def prepare(
+    corpus,
+    tokenizer,
+    sequence_length,
+    output_dir,
+    *,
+    tokenizer_name=None,
+    unit_bytes=UNIT_BYTES,
+    num_workers=None,
+    overwrite=False,
+    report=None,
+):
+    """Tokenizes and packs a corpus into examples on disk, once for many runs.
+
+    The corpus is cut into units of about `unit_bytes` (`Corpus.units`); each is
+    packed as `packed_examples` packs a corpus and becomes one shard,
+    `train-00000.npy` and so on, and what the corpus holds out of it another,
+    `held_out-00000.npy`. So the last example of a unit may be padded: one in 28,000
+    at the default size and 512 tokens. A corpus of one unit gives the examples of
+    `packed_examples`. `manifest.json`, written last, says what was prepared how, with
+    a checksum of every shard.
+
+    Memory depends neither on the size of the corpus nor on that of a file. A run that
+    was killed goes on at the first unit that is not complete, and the shards are
+    those of an undisturbed run, byte for byte. A directory that is complete is
+    returned at once.
+
+    Args:
+        corpus: `Corpus` of part `"train"`; its held-out part is prepared with it.
+        tokenizer: keras-nlp tokenizer of the model's family.
+        sequence_length: int. Tokens of an example, the special ones included.
+        output_dir: str or path. A local directory, or a URL that fsspec opens. To
+            read examples, they have to be in a local directory.
+        tokenizer_name: str or None. Noted in the manifest: the tokenizer's preset.
+        unit_bytes: int. Bytes of text that are packed together.
+        num_workers: int. Threads that tokenize. Defaults to the number of cores.
+        overwrite: bool. Whether to begin anew and replace what the directory holds.
+        report: function that is called with a `Progress` about once a second.
+
+    Returns:
+        `Manifest`.
+
+    Raises:
+        ValueError: if the directory holds examples of other settings, all of which
+            are named, or shards that are damaged; if the corpus has no text or cannot
+            be read; or for what `packed_examples` refuses.
+        TypeError: if the tokenizer has no start, end and pad token.
+        FileExistsError: if the directory holds other files.
+        OSError: if the directory cannot be written to.
+    """
+    with writing_to(output_dir):
+        plan = Plan(corpus, tokenizer, sequence_length, output_dir, unit_bytes)
+        if finished := plan.start(overwrite):
+            return finished
+        num_workers = num_workers or num_cores()
+        tokenize = tokenize_function(tokenizer)
+        reporter = Reporter(plan, report)
+        num_before = 0
+        for number, unit in enumerate(plan.units):
+            if number not in plan.records:
+                plan.records[number] = prepare_unit(
+                    plan, number, unit, num_before, tokenize, num_workers, reporter
+                )
+            num_before += plan.records[number]["num_pieces"]
+        reporter(last=True)
+        return plan.finish(tokenizer_name)
+
+
+class Plan:
+    """What to prepare where, and what of it is done.
+
+    Args:
+        corpus: as for `prepare`.
+        tokenizer: as for `prepare`.
+        sequence_length: as for `prepare`.
+        output_dir: as for `prepare`.
+        unit_bytes: as for `prepare`.
+
+    Attributes:
+        units: list of lists of `Segment`.
+        settings: `Settings`.
+        storage: `Storage`.
+        records: dict by number of unit of what its preparation left in a file:
+            a dict of `num_pieces`, `num_documents`, `num_decode_errors`, `shards`.
+    """
+
+    def __init__(self, corpus, tokenizer, sequence_length, output_dir, unit_bytes):
+        check_packing(tokenizer, sequence_length)
+        if corpus.part != "train":
+            raise ValueError(
+                '`corpus` must be of the part "train"; what it holds out is prepared '
+                f"with it. Received: part={corpus.part!r}."
+            )
+        if unit_bytes < 1:
+            raise ValueError(
+                f"`unit_bytes` must be at least 1. Received: unit_bytes={unit_bytes}."
+            )
+        self.corpus = corpus
+        self.storage = Storage(output_dir)
+        self.units = corpus.units(unit_bytes)
+        self.records = {}
+        self.special_token_ids = {
+            name: int(getattr(tokenizer, f"{name}_token_id"))
+            for name in ("start", "end", "pad")
+        }
+        segments = itertools.chain.from_iterable(self.units)
+        inputs = [
+            (name, sum(segment.num_bytes for segment in of_input))
+            for name, of_input in itertools.groupby(segments, lambda s: s.name)
+        ]
+        self.settings = Settings(
+            tokenizer_class=type(tokenizer).__name__,
+            tokenizer_sha256=tokenizer_identity(tokenizer),
+            vocabulary_size=int(tokenizer.vocabulary_size()),
+            sequence_length=sequence_length,
+            sources=corpus.sources,
+            inputs_sha256=hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
+            document_separator=corpus.document_separator,
+            decode_errors=corpus.decode_errors,
+            text_feature=corpus.text_feature,
+            held_out_every=corpus.held_out_every,
+            unit_bytes=unit_bytes,
+        )
+
+    @property
+    def row_dtype(self):
+        """The dtype of a row of a shard."""
+        return row_dtype(self.settings.sequence_length, self.settings.vocabulary_size)
+
+    def start(self, overwrite):
+        """Looks at the directory and readies it.
+
+        Returns:
+            The `Manifest` if everything is done, else None.
+
+        Raises:
+            ValueError, FileExistsError: as `prepare` does.
+        """
+        sizes = self.storage.sizes()
+        foreign = [
+            name for name in sizes if not _OURS.fullmatch(name) and name[0] != "."
+        ]
+        if foreign and not {MANIFEST, _SETTINGS} & set(sizes):
+            raise FileExistsError(
+                "`output_dir` must be empty or new, or hold prepared examples. "
+                f"Received: output_dir={self.storage.path}, which holds "
+                f"{', '.join(sorted(foreign)[:3])}."
+            )
+        if overwrite:
+            for name in filter(_OURS.fullmatch, sizes):
+                self.storage.remove(name)
+        elif MANIFEST in sizes:
+            text = self.storage.read_text(MANIFEST)
+            manifest = parse_manifest(text, self.storage.path)
+            self._require_equal(manifest.settings)
+            self._require_shards(manifest.shards, sizes)
+            return manifest
+        elif _SETTINGS in sizes:
+            self._require_equal(self._settings_found())
+            self.read_records(sizes)
+            self._remove_temporary(sizes)
+            return None
+        text = json.dumps(dataclasses.asdict(self.settings), indent=2)
+        self.storage.write_text(_SETTINGS, text + "\n")
+        return None
+
+    def read_records(self, sizes=None, verify=True):
+        """Reads what finished units left; one with a damaged shard is not finished."""
+        sizes = self.storage.sizes() if sizes is None else sizes
+        for name in sizes:
+            if not (match := _RECORD.fullmatch(name)):
+                continue
+            number = int(match[1])
+            if number in self.records:
+                continue
+            record = json.loads(self.storage.read_text(name))
+            if not verify or all(map(self._is_whole, record["shards"])):
+                self.records[number] = record
+
+    def record(self, number, **record):
+        """Notes that a unit is finished."""
+        text = json.dumps(record, indent=2)
+        self.storage.write_text(f"unfinished-{number:05}.json", text + "\n")
+        return record
+
+    def finish(self, tokenizer_name):
+        """Writes the manifest of all records and removes them.
+
+        Returns:
+            `Manifest`.
+
+        Raises:
+            ValueError: if there is no example to train on.
+        """
+        records = [self.records[number] for number in range(len(self.units))]
+        manifest = Manifest(
+            settings=self.settings,
+            tokenizer_name=tokenizer_name,
+            num_documents=sum(record["num_documents"] for record in records),
+            num_decode_errors=sum(record["num_decode_errors"] for record in records),
+            shards=tuple(
+                Shard(**shard) for record in records for shard in record["shards"]
+            ),
+        )
+        if not manifest.num_examples():
+            raise ValueError(
+                "`corpus` must have some text to train on. "
+                f"Received: sources={self.corpus.sources} with "
+                f"{manifest.num_documents} documents, "
+                f"held_out_every={self.corpus.held_out_every}."
+            )
+        self.storage.write_text(MANIFEST, manifest.to_json())
+        for name in self.storage.sizes():
+            if name == _SETTINGS or _RECORD.fullmatch(name):
+                self.storage.remove(name)
+        return manifest
+
+    def _settings_found(self):
+        """The settings of a preparation that was not finished."""
+        try:
+            return settings_from_dict(json.loads(self.storage.read_text(_SETTINGS)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"`output_dir` must hold an {_SETTINGS} that can be read. Received: "
+                f"output_dir={self.storage.path} ({error}). Pass --overwrite to begin "
+                "anew."
+            ) from error
+
+    def _require_equal(self, settings):
+        differences = self.settings.differences(settings)
+        if differences:
+            raise ValueError(
+                "`output_dir` must hold examples of the same settings, or none. "
+                f"Received: output_dir={self.storage.path}, for which these differ: "
+                f"{'; '.join(differences)}. Name another directory, or pass "
+                "--overwrite to replace its examples."
+            )
+
+    def _require_shards(self, shards, sizes):
+        for shard in shards:
+            if sizes.get(shard.name) != shard.num_bytes:
+                raise ValueError(
+                    "`output_dir` must hold the shards that its manifest lists. "
+                    f"Received: output_dir={self.storage.path}, where {shard.name} has "
+                    f"{sizes.get(shard.name, 'no')} bytes and not {shard.num_bytes}. "
+                    "Pass --overwrite to prepare the corpus again."
+                )
+
+    def _is_whole(self, shard):
+        try:
+            with self.storage.local_file(shard["name"]) as path:
+                return file_sha256(path) == shard["sha256"]
+        except FileNotFoundError:
+            return False
+
+    def _remove_temporary(self, sizes):
+        for name in filter(_TEMPORARY.fullmatch, sizes):
+            self.storage.remove(name)
+
+
+class Reporter:
+    """Calls a function with a `Progress` now and then.
+
+    Args:
+        plan: `Plan`.
+        report: function of a `Progress`, or None.
+    """
+
+    def __init__(self, plan, report):
+        self._records = plan.records
+        self._report = report
+        self._sizes = [sum(segment.num_bytes for segment in u) for u in plan.units]
+        self._total_bytes = sum(self._sizes)
+        self._started = self._reported = time.perf_counter()
+        self._found = self._finished()
+
+    def _finished(self):
+        """Bytes, tokens and documents of the units that are finished."""
+        records = dict(self._records)
+        return np.array(
+            [
+                sum(self._sizes[number] for number in records),
+                sum(s["num_tokens"] for r in records.values() for s in r["shards"]),
+                sum(record["num_documents"] for record in records.values()),
+            ]
+        )
+
+    def __call__(self, num_bytes=0, num_tokens=0, num_documents=0, last=False):
+        """Reports what is done: all finished units, and this of the one at work."""
+        now = time.perf_counter()
+        if self._report is None or (
+            now - self._reported < _REPORT_SECONDS and not last
+        ):
+            return
+        self._reported = now
+        done = self._finished() + [num_bytes, num_tokens, num_documents]
+        fresh = done - self._found
+        seconds = max(now - self._started, 1e-9)
+        left = max(self._total_bytes - int(done[0]), 0)
+        self._report(
+            Progress(
+                num_bytes=min(int(done[0]), self._total_bytes),
+                total_bytes=self._total_bytes,
+                num_documents=int(done[2]),
+                num_tokens=int(done[1]),
+                tokens_per_second=float(fresh[1]) / seconds,
+                seconds_left=seconds * left / int(fresh[0]) if fresh[0] else None,
+            )
+        )
+
+
+def prepare_unit(
+    plan, number, unit, num_before, tokenize, num_workers=1, reporter=None
+):
+    """Prepares one unit of a corpus and notes that it is finished.
+
+    Args:
+        plan: `Plan`.
+        number: int. Of the unit.
+        unit: list of `Segment`.
+        num_before: int. Pieces of the corpus before it.
+        tokenize: as `tokenize_function` returns it.
+        num_workers: int. Threads that tokenize.
+        reporter: `Reporter` or None.
+
+    Returns:
+        dict. The record of the unit.
+    """
+    corpus = plan.corpus
+    num_pieces = num_documents = 0
+    num_bytes_before = corpus.num_bytes_read
+    num_errors_before = corpus.num_decode_errors
+
+    def counted():
+        nonlocal num_pieces, num_documents
+        for text, starts_document in corpus.unit_pieces(unit):
+            num_pieces += 1
+            num_documents += starts_document
+            yield text, starts_document
+
+    with contextlib.ExitStack() as stack:
+        executor = stack.enter_context(ThreadPoolExecutor(num_workers))
+        submit = functools.partial(executor.submit, tokenize)
+        streams = {
+            part: _Stream(
+                f"{part}-{number:05}.npy", plan, submit, 4 * num_workers, stack
+            )
+            for part in PARTS
+        }
+        for part, text, starts_document in split_parts(
+            counted(), corpus.held_out_every, num_before
+        ):
+            streams[part].add(text, starts_document)
+            if reporter is not None:
+                reporter(
+                    num_bytes=corpus.num_bytes_read - num_bytes_before,
+                    num_tokens=sum(stream.num_tokens for stream in streams.values()),
+                    num_documents=num_documents,
+                )
+        shards = [
+            {"name": stream.name, "part": part, **stream.close()}
+            for part, stream in streams.items()
+            if stream.has_text
+        ]
+    return plan.record(
+        number,
+        num_pieces=num_pieces,
+        num_documents=num_documents,
+        num_decode_errors=corpus.num_decode_errors - num_errors_before,
+        shards=[dataclasses.asdict(Shard(**shard)) for shard in shards],
+    )
+
+
+class _Stream:
+    """One part of a unit, on its way from text to a shard."""
+
+    def __init__(self, name, plan, submit, max_waiting, stack):
+        self.name = name
+        self.has_text = False
+        self._plan = plan
+        self._submit = submit
+        self._max_waiting = max_waiting
+        self._stack = stack
+        self._texts, self._separate, self._num_chars = [], [], 0
+        self._waiting = collections.deque()
+        self._rest = np.zeros(0, "int32")
+
+    @functools.cached_property
+    def _path(self):
+        return self._stack.enter_context(self._plan.storage.writing(self.name))
+
+    @functools.cached_property
+    def _writer(self):
+        writer = ShardWriter(self._path, self._plan.row_dtype)
+        self._stack.callback(writer.abort)
+        return writer
+
+    @property
+    def num_tokens(self):
+        """Tokens written so far."""
+        return self._writer.num_tokens if self.has_text else 0
+
+    def add(self, text, starts_document):
+        """Takes one piece."""
+        self._texts.append(text)
+        self._separate.append(starts_document and self.has_text)
+        self.has_text = True
+        self._num_chars += len(text)
+        if self._num_chars >= BATCH_CHARS:
+            self._tokenize()
+            while self._waiting and (
+                self._waiting[0].done() or len(self._waiting) > self._max_waiting
+            ):
+                self._pack(self._waiting.popleft().result())
+
+    def close(self):
+        """Packs the rest and completes the shard."""
+        self._tokenize()
+        while self._waiting:
+            self._pack(self._waiting.popleft().result())
+        if self._rest.size:
+            self._write(self._rest[np.newaxis])
+        self._writer.close()
+        return {
+            "num_examples": self._writer.num_examples,
+            "num_tokens": self._writer.num_tokens,
+            "num_bytes": os.path.getsize(self._path),
+            "sha256": file_sha256(self._path),
+        }
+
+    def _tokenize(self):
+        """Hands the pieces gathered so far to the threads."""
+        if self._texts:
+            self._waiting.append(self._submit(self._texts, self._separate))
+        self._texts, self._separate, self._num_chars = [], [], 0
+
+    def _pack(self, tokens):
+        """Writes the rows that are full; the rest waits."""
+        tokens = np.concatenate([self._rest, tokens])
+        num_content = self._plan.settings.sequence_length - 2
+        num_rows = len(tokens) // num_content
+        full = num_rows * num_content
+        if num_rows:
+            self._write(tokens[:full].reshape(num_rows, num_content))
+        self._rest = tokens[full:]
+
+    def _write(self, content):
+        """Writes rows of content, `(rows, tokens)`."""
+        num_rows, num_content = content.shape
+        special = self._plan.special_token_ids
+        rows = np.full(
+            (num_rows, self._plan.settings.sequence_length), special["pad"], "int32"
+        )
+        rows[:, 0] = special["start"]
+        rows[:, 1 : num_content + 1] = content
+        rows[:, num_content + 1] = special["end"]
+        self._writer.write(rows, np.full(num_rows, num_content + 2))
+
+
+@contextlib.contextmanager
+def writing_to(output_dir):
+    """Says of an error of the file system that it is the output directory's."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise type(error)(
+            "`output_dir` must be a directory that can be written to and has room. "
+            f"Received: output_dir={output_dir} ({error.strerror or error})."
+        ) from error
+
+
+def num_cores():
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,130 @@
+"""Which devices a run takes: one, several, several workers, or a TPU."""
+
+import json
+import os
+
+import tensorflow as tf
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+
+def make_strategy(name="auto"):
+    """Makes the `tf.distribute.Strategy` of a run.
+
+    Call it before any other use of TensorFlow's devices.
+
+    Args:
+        name: str. `"one_device"`; `"mirrored"`, all GPUs of this machine, or its
+            logical CPU devices where there is none; `"multi_worker"`, the workers that
+            the environment variable TF_CONFIG names; `"tpu"`, the TPU of this machine,
+            or `"tpu:NAME"`, another one; `"auto"`, the workers of TF_CONFIG if it
+            names several, else a TPU of this machine, else its GPUs if there are
+            several, else one device.
+
+    Returns:
+        `tf.distribute.Strategy`.
+
+    Raises:
+        ValueError: if there is no such strategy, or TF_CONFIG does not fit it.
+    """
+    if name.startswith("tpu:"):
+        return _tpu(name.removeprefix("tpu:"))
+    if name not in STRATEGIES:
+        raise ValueError(
+            f"`strategy` must be one of {', '.join(STRATEGIES)}, or tpu:NAME. "
+            f"Received: strategy={name!r}."
+        )
+    if name == "auto":
+        name = _found()
+    if name == "tpu":
+        return _tpu("local")
+    if name == "multi_worker":
+        if num_workers() < 2:
+            raise ValueError(
+                '`strategy="multi_worker"` must have an environment variable TF_CONFIG '
+                f"that names several workers. Received: {num_workers()} of them."
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU")
+        devices = devices or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
+
+
+def num_workers():
+    """Workers that TF_CONFIG names, or 1.
+
+    Raises:
+        ValueError: if TF_CONFIG is no JSON object.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return 1
+    try:
+        return len(json.loads(text)["cluster"]["worker"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            "TF_CONFIG must be a JSON object with cluster.worker, a list of addresses. "
+            f"Received: TF_CONFIG={text!r}."
+        ) from error
+
+
+def is_chief(strategy):
+    """Whether this process writes the files of the run."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or resolver.task_id == 0
+
+
+def share_out(strategy, make_dataset, batch_size):
+    """Global batches as one dataset of per-replica batches.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+        make_dataset: function of `num_workers` and `worker` that gives a worker's part
+            of every global batch, with static shapes.
+        batch_size: int, sequences, global.
+
+    Returns:
+        A dataset for `RelationDistiller.fit`.
+
+    Raises:
+        ValueError: if the replicas cannot have equal shares.
+    """
+    num_replicas = strategy.num_replicas_in_sync
+    if batch_size % num_replicas != 0:
+        raise ValueError(
+            "`batch_size` must be a multiple of the number of replicas. Received: "
+            f"batch_size={batch_size}, num_replicas={num_replicas}."
+        )
+    if num_replicas == 1:
+        return make_dataset(1, 0)
+
+    def of_worker(context):
+        part = make_dataset(context.num_input_pipelines, context.input_pipeline_id)
+        return part.rebatch(batch_size // num_replicas, drop_remainder=True)
+
+    return strategy.distribute_datasets_from_function(of_worker)
+
+
+def _found():
+    if num_workers() > 1:
+        return "multi_worker"
+    if tf.config.list_physical_devices("TPU") or "TPU_WORKER_ID" in os.environ:
+        return "tpu"
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return "mirrored"
+    return "one_device"
+
+
+def _tpu(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise ValueError(
+            "`strategy` must name a TPU that can be reached. "
+            f"Received: strategy='tpu:{name}' ({str(error).splitlines()[0]})."
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
