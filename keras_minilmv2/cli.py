@@ -4,8 +4,19 @@ import argparse
 import os
 import sys
 import tempfile
+import threading
 
 from keras_minilmv2.version import __version__
+
+
+def run():
+    """Runs the command of the command line and ends the process."""
+    code = main()
+    if any(thread.name == "waits-for-workers" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments=None):
@@ -47,6 +58,69 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prepare = _command(
+        commands,
+        "prepare",
+        _prepare,
+        "tokenize and pack a corpus once, for many runs",
+        """
+  keras-minilmv2 prepare my_texts more.txt.gz --tokenizer bert_base_en_uncased \\
+      --sequence-length 512 --output-dir data/mine
+  keras-minilmv2 prepare tfds:wikipedia/20230601.en --runner direct \\
+      --tokenizer bert_base_en_uncased --sequence-length 512 --output-dir data/wiki
+  keras-minilmv2 distill recipes/bert_base_l6_h384.py --set corpus=data/wiki \\
+      --output-dir out/l6_h384""",
+    )
+    prepare.add_argument(
+        "corpus", nargs="+", help="files, directories, globs, - or tfds:NAME"
+    )
+    prepare.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="PRESET",
+        help="preset name, hf:// handle or directory of the teacher",
+    )
+    prepare.add_argument("--sequence-length", required=True, type=int, metavar="TOKENS")
+    prepare.add_argument("--output-dir", required=True, metavar="DIR")
+    prepare.add_argument(
+        "--document-separator",
+        default="blank_line",
+        choices=("blank_line", "line", "file"),
+        help="what ends a document within a file; default: %(default)s",
+    )
+    prepare.add_argument(
+        "--decode-errors",
+        default="strict",
+        choices=("strict", "replace"),
+        help="what becomes of bytes that are not UTF-8; default: %(default)s",
+    )
+    prepare.add_argument(
+        "--held-out-every",
+        type=int,
+        default=100,
+        metavar="N",
+        help="every N-th piece is held out; default: %(default)s",
+    )
+    prepare.add_argument("--tfds-data-dir", metavar="DIR")
+    prepare.add_argument(
+        "--num-workers", type=int, metavar="N", help="default: the number of cores"
+    )
+    prepare.add_argument(
+        "--runner",
+        choices=("direct", "flink", "dataflow"),
+        help="prepare with Apache Beam, an extra, on this runner",
+    )
+    prepare.add_argument(
+        "--pipeline-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of Apache Beam, such as --flink_master=HOST; may be repeated",
+    )
+    prepare.add_argument(
+        "--overwrite", action="store_true", help="replace what DIR holds"
+    )
 
     distill = _command(
         commands,
@@ -145,7 +219,7 @@ _NOTES = ("I0000 ", "WARNING: All log messages before", "failed call to cuInit")
 
 def _start_tensorflow():
     """Imports TensorFlow and finds its devices without its notes on standard error."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as notes:
@@ -153,7 +227,8 @@ def _start_tensorflow():
         try:
             import tensorflow as tf
 
-            tf.config.list_logical_devices()
+            # Not the logical ones: several workers must be set up before those.
+            tf.config.list_physical_devices()
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
@@ -164,6 +239,47 @@ def _start_tensorflow():
 
 
 # TensorFlow takes seconds to import: `--help` and bad options do not wait for it.
+
+
+def _prepare(options):
+    from keras_minilmv2.backbones.loading import load_tokenizer
+    from keras_minilmv2.data.preparation import prepare
+    from keras_minilmv2.data.text import Corpus
+
+    corpus = Corpus(
+        options.corpus,
+        document_separator=options.document_separator,
+        decode_errors=options.decode_errors,
+        tfds_data_dir=options.tfds_data_dir,
+        held_out_every=options.held_out_every,
+    )
+    extra = {}
+    if options.runner:
+        from keras_minilmv2.data.beam import prepare_with_beam as prepare
+
+        extra = {
+            "runner": options.runner,
+            "pipeline_options": options.pipeline_option,
+        }
+    manifest = prepare(
+        corpus,
+        load_tokenizer(options.tokenizer),
+        options.sequence_length,
+        options.output_dir,
+        tokenizer_name=options.tokenizer,
+        num_workers=options.num_workers,
+        overwrite=options.overwrite,
+        report=lambda progress: print(progress, file=sys.stderr),
+        **extra,
+    )
+    for part in ("train", "held_out"):
+        print(
+            f"{part}: {manifest.num_examples(part):,} examples, "
+            f"{manifest.num_tokens(part):,} tokens"
+        )
+    if corpus.num_decode_errors:
+        print(f"Replaced byte sequences: {corpus.num_decode_errors}.")
+    print(f"Written: {options.output_dir}")
 
 
 def _distill(options):

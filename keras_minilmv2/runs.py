@@ -157,8 +157,9 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
     output_dir = Path(output_dir)
     resume = check_output_dir(recipe, output_dir, overwrite)
     started = time.perf_counter()
-    keras.utils.set_random_seed(recipe.seed)
+    # First of all: several workers must be set up before any device is used.
     strategy = make_strategy(recipe.strategy)
+    keras.utils.set_random_seed(recipe.seed)
     chief = is_chief(strategy)
     with strategy.scope():
         teacher, tokenizer = load_teacher(recipe)

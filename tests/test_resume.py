@@ -48,7 +48,8 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path):
     )
     whole = start(recipe, tmp_path / "whole")
     began = wait_for(whole, "Student:")
-    assert whole.wait() == 0, whole.stdout.read()
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
     seconds = time.monotonic() - began
     moments = random.Random(0)
     num_kills = 0

@@ -2,8 +2,15 @@
 
 import json
 import os
+import socket
+import threading
 
 import tensorflow as tf
+
+_WORKER_SECONDS = 45
+
+# A process with this thread cannot end in the usual way: TensorFlow waits in it.
+WAITING_THREAD = "waits-for-workers"
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -26,6 +33,7 @@ def make_strategy(name="auto"):
 
     Raises:
         ValueError: if there is no such strategy, or TF_CONFIG does not fit it.
+        ConnectionError: if a worker of TF_CONFIG does not answer within 45 seconds.
     """
     if name.startswith("tpu:"):
         return _tpu(name.removeprefix("tpu:"))
@@ -44,7 +52,7 @@ def make_strategy(name="auto"):
                 '`strategy="multi_worker"` must have an environment variable TF_CONFIG '
                 f"that names several workers. Received: {num_workers()} of them."
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker()
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU")
         devices = devices or tf.config.list_logical_devices("CPU")
@@ -115,6 +123,44 @@ def _found():
     if len(tf.config.list_physical_devices("GPU")) > 1:
         return "mirrored"
     return "one_device"
+
+
+def _multi_worker():
+    """Makes the strategy in a thread: it waits for its workers without end."""
+    made, errors = [], []
+
+    def make():
+        try:
+            made.append(tf.distribute.MultiWorkerMirroredStrategy())
+        except Exception as error:  # raised in the main thread below
+            errors.append(error)
+
+    thread = threading.Thread(target=make, daemon=True, name=WAITING_THREAD)
+    thread.start()
+    thread.join(_WORKER_SECONDS)
+    if thread.is_alive():
+        silent = [worker for worker in _workers() if not _answers(worker)]
+        raise ConnectionError(
+            "TF_CONFIG must name workers that all run. Received: TF_CONFIG with "
+            f"{', '.join(silent) or 'a worker'}, which did not answer within "
+            f"{_WORKER_SECONDS} seconds."
+        )
+    if errors:
+        raise errors[0]
+    return made[0]
+
+
+def _workers():
+    return json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+
+
+def _answers(worker):
+    host, _, port = worker.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _tpu(name):
