@@ -1,5 +1,7 @@
 """`python -m keras_minilmv2`."""
 
-from keras_minilmv2.cli import run
+import sys
 
-run()
+from keras_minilmv2.cli import main
+
+sys.exit(main())

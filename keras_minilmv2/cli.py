@@ -4,19 +4,8 @@ import argparse
 import os
 import sys
 import tempfile
-import threading
 
 from keras_minilmv2.version import __version__
-
-
-def run():
-    """Runs the command of the command line and ends the process."""
-    code = main()
-    if any(thread.name == "waits-for-workers" for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def main(arguments=None):

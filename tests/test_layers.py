@@ -71,7 +71,7 @@ def private_attributes(path):
             isinstance(node, ast.Attribute)
             and node.attr.startswith("_")
             and not node.attr.startswith("__")
-            and node.attr not in (*own, "_exit")  # os._exit is public
+            and node.attr not in own
         ):
             yield node.attr
 

@@ -1,16 +1,14 @@
 """Which devices a run takes: one, several, several workers, or a TPU."""
 
+import contextlib
 import json
 import os
 import socket
-import threading
+import time
 
 import tensorflow as tf
 
 _WORKER_SECONDS = 45
-
-# A process with this thread cannot end in the usual way: TensorFlow waits in it.
-WAITING_THREAD = "waits-for-workers"
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -52,7 +50,8 @@ def make_strategy(name="auto"):
                 '`strategy="multi_worker"` must have an environment variable TF_CONFIG '
                 f"that names several workers. Received: {num_workers()} of them."
             )
-        return _multi_worker()
+        _await_workers()
+        return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU")
         devices = devices or tf.config.list_logical_devices("CPU")
@@ -125,42 +124,38 @@ def _found():
     return "one_device"
 
 
-def _multi_worker():
-    """Makes the strategy in a thread: it waits for its workers without end."""
-    made, errors = [], []
+def _await_workers():
+    """Waits until all workers of TF_CONFIG are there.
 
-    def make():
-        try:
-            made.append(tf.distribute.MultiWorkerMirroredStrategy())
-        except Exception as error:  # raised in the main thread below
-            errors.append(error)
-
-    thread = threading.Thread(target=make, daemon=True, name=WAITING_THREAD)
-    thread.start()
-    thread.join(_WORKER_SECONDS)
-    if thread.is_alive():
-        silent = [worker for worker in _workers() if not _answers(worker)]
+    TensorFlow would wait without end, and hold Python while it does. So each worker
+    first listens at its own address, calls all others, and goes on when it has
+    reached and has been reached by every one.
+    """
+    config = json.loads(os.environ["TF_CONFIG"])
+    workers, index = config["cluster"]["worker"], int(config["task"]["index"])
+    addresses = [(w.rpartition(":")[0], int(w.rpartition(":")[2])) for w in workers]
+    deadline = time.monotonic() + _WORKER_SECONDS
+    silent = set(range(len(workers))) - {index}  # not reached yet
+    absent = set(silent)  # have not called yet
+    with socket.create_server(("", addresses[index][1])) as server:
+        server.settimeout(0.2)
+        while (silent or absent) and time.monotonic() < deadline:
+            for other in sorted(silent):
+                with contextlib.suppress(OSError):
+                    with socket.create_connection(addresses[other], 0.2) as call:
+                        call.sendall(index.to_bytes(4, "big"))
+                    silent.discard(other)
+            with contextlib.suppress(OSError):
+                call, _ = server.accept()
+                with call:
+                    call.settimeout(2)
+                    absent.discard(int.from_bytes(call.recv(4), "big"))
+    if missing := silent | absent:
+        names = ", ".join(workers[other] for other in sorted(missing))
         raise ConnectionError(
-            "TF_CONFIG must name workers that all run. Received: TF_CONFIG with "
-            f"{', '.join(silent) or 'a worker'}, which did not answer within "
-            f"{_WORKER_SECONDS} seconds."
+            f"TF_CONFIG must name workers that all run. Received: {names}, not there "
+            f"within {_WORKER_SECONDS} seconds."
         )
-    if errors:
-        raise errors[0]
-    return made[0]
-
-
-def _workers():
-    return json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
-
-
-def _answers(worker):
-    host, _, port = worker.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def _tpu(name):
