@@ -197,7 +197,8 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
             finished=False,
         )
         monitor = _monitor(run, resume, chief, progress_stream, say)
-        _train(run, distiller, strategy, examples["train"], monitor)
+        with _writing(output_dir, monitor):
+            _train(run, distiller, strategy, examples["train"], monitor)
     finished = monitor.finished
     run = dataclasses.replace(
         run, seconds=time.perf_counter() - started, finished=finished
@@ -535,13 +536,19 @@ def _stopping(monitor):
 
 
 @contextlib.contextmanager
-def _writing(output_dir):
+def _writing(output_dir, monitor=None):
     """Makes the directory; an error says that it is the output directory's."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        way_out = ""
+        if monitor is not None:
+            way_out = (
+                f" After step {monitor.last_step}; when it is, give the same command "
+                "to go on from the latest checkpoint."
+            )
         raise OSError(
-            "`output_dir` must be writable. "
-            f"Received: output_dir={output_dir} ({error.strerror})."
+            "`output_dir` must be writable and have room. "
+            f"Received: output_dir={output_dir} ({error.strerror or error}).{way_out}"
         ) from error
