@@ -24,7 +24,7 @@ def small_disk(tmp_path):
 @pytest.fixture
 def prepared_recipe(tmp_path):
     teacher = make_teacher(tmp_path / "teacher")
-    recipe = make_recipe(tmp_path, teacher)
+    make_recipe(tmp_path, teacher)  # and its corpus.txt
     prepare = ["prepare", str(tmp_path / "corpus.txt"), "--tokenizer", str(teacher)]
     prepare += ["--sequence-length", "16", "--held-out-every", "10"]
     assert cli.main([*prepare, "--output-dir", str(tmp_path / "prepared")]) == 0
