@@ -1,6 +1,7 @@
 """MiniLMv2 self-attention relation distillation for Keras 3."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from keras_minilmv2.version import __version__
@@ -64,8 +65,32 @@ __all__ = [
 def __getattr__(name):
     if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_MODULE_OF_NAME[name]}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_MODULE_OF_NAME[name]}")
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in ("tensorflow", "tensorflow_text"):
+            raise
+        raise ImportError(_without_tensorflow(name), name=library) from None
     return getattr(module, name)
+
+
+def _without_tensorflow(name):
+    """The sentence for a name that cannot be had where TensorFlow is not installed."""
+    if "keras" not in sys.modules:
+        # Keras itself could not be imported.
+        return (
+            f"`{name}` needs Keras on TensorFlow or JAX, and TensorFlow is not "
+            "installed. Set KERAS_BACKEND=jax before Keras is imported, or install "
+            "TensorFlow."
+        )
+    way_out = "; on JAX, only distillation runs"
+    if _MODULE_OF_NAME[name].startswith("data."):
+        way_out = ", or prepare the corpus where they are"
+    return (
+        f"`{name}` needs TensorFlow and tensorflow-text. Install tensorflow-text, "
+        f"which brings both{way_out}."
+    )
 
 
 def __dir__():

@@ -33,13 +33,16 @@ except ImportError as error:
 _REPORT_SECONDS = 2.0
 
 # The sentence within what a runner makes of a worker's exception.
-_SENTENCE = re.compile(r"(ValueError|TypeError|\w*Error): (`\w+` must .*)")
+_SENTENCE = re.compile(
+    r"(?:(\w*Error): )?(`\w+` must .*?)(?: \[while running|\\n|\n|$)"
+)
 
 _RUNNERS = {
     "direct": (
         "--runner=FnApiRunner",
         "--direct_running_mode=multi_processing",
         "--direct_num_workers={num_workers}",
+        "--default_sdk_harness_log_level=WARNING",
     ),
     "flink": ("--runner=FlinkRunner", "--parallelism={num_workers}"),
     "dataflow": ("--runner=DataflowRunner", "--num_workers={num_workers}"),
@@ -245,7 +248,6 @@ def _as_sentence(error):
     if found is None:
         return RuntimeError(f"The Beam pipeline failed: {error}")
     name, sentence = found.groups()
-    # A runner hands on the text alone.
-    error_class = getattr(builtins, name, ValueError)
-    sentence = re.sub(r" \[while running.*", "", sentence)
-    return error_class(sentence.replace("\\n", " ").strip())
+    # A runner of processes hands on the text alone.
+    error_class = type(error) if name is None else getattr(builtins, name, ValueError)
+    return error_class(sentence)

@@ -146,6 +146,8 @@ def require_examples(corpus, tokenizer, sequence_length, num_examples=1):
 def corpus_errors(*corpora):
     """Gives the errors of corpora inside a tf.data pipeline their own text back.
 
+    Those of `PreparedExamples` too.
+
     ```python
     with corpus_errors(corpus):
         distiller.fit(batches(packed_examples(corpus, tokenizer, 128), 32))

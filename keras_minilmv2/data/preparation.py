@@ -99,7 +99,7 @@ def prepare(
     The corpus is cut into units of about `unit_bytes` (`Corpus.units`); each is
     packed as `packed_examples` packs a corpus and becomes one shard,
     `train-00000.npy` and so on, and what the corpus holds out of it another,
-    `held_out-00000.npy`. So the last example of a unit may be padded: one in 28,000
+    `held_out-00000.npy`. So the last example of a unit may be padded: one in 30,000
     at the default size and 512 tokens. A corpus of one unit gives the examples of
     `packed_examples`. `manifest.json`, written last, says what was prepared how, with
     a checksum of every shard.
@@ -238,6 +238,7 @@ class Plan:
             manifest = parse_manifest(text, self.storage.path)
             self._require_equal(manifest.settings)
             self._require_shards(manifest.shards, sizes)
+            self._remove_unfinished(sizes)
             return manifest
         elif _SETTINGS in sizes:
             self._require_equal(self._settings_found())
@@ -257,9 +258,11 @@ class Plan:
             number = int(match[1])
             if number in self.records:
                 continue
-            record = json.loads(self.storage.read_text(name))
-            if not verify or all(map(self._is_whole, record["shards"])):
-                self.records[number] = record
+            # A file may be empty after the power failed.
+            with contextlib.suppress(ValueError):
+                record = json.loads(self.storage.read_text(name))
+                if not verify or all(map(self._is_whole, record["shards"])):
+                    self.records[number] = record
 
     def record(self, number, **record):
         """Notes that a unit is finished."""
@@ -294,9 +297,7 @@ class Plan:
                 f"held_out_every={self.corpus.held_out_every}."
             )
         self.storage.write_text(MANIFEST, manifest.to_json())
-        for name in self.storage.sizes():
-            if name == _SETTINGS or _RECORD.fullmatch(name):
-                self.storage.remove(name)
+        self._remove_unfinished(self.storage.sizes())
         return manifest
 
     def _settings_found(self):
@@ -336,6 +337,11 @@ class Plan:
                 return file_sha256(path) == shard["sha256"]
         except FileNotFoundError:
             return False
+
+    def _remove_unfinished(self, sizes):
+        for name in sizes:
+            if name == _SETTINGS or _RECORD.fullmatch(name):
+                self.storage.remove(name)
 
     def _remove_temporary(self, sizes):
         for name in filter(_TEMPORARY.fullmatch, sizes):

@@ -273,7 +273,16 @@ class ShardWriter:
         Args:
             token_ids: `(rows, sequence_length)`, padded.
             num_tokens: `(rows,)`. Real tokens of each.
+
+        Raises:
+            ValueError: if an id does not fit the rows.
         """
+        largest = np.iinfo(self._dtype["token_ids"].base).max
+        if np.max(token_ids, initial=0) > largest:
+            raise ValueError(
+                f"`token_ids` must be at most {largest} in a vocabulary of this size. "
+                f"Received: token_ids up to {np.max(token_ids)}."
+            )
         rows = np.zeros(len(token_ids), self._dtype)
         rows["token_ids"] = token_ids
         rows["num_tokens"] = num_tokens

@@ -1,14 +1,23 @@
 """The model that trains a student to have its teacher's relations."""
 
 import keras
-import tensorflow as tf
 
 from keras_minilmv2.backbones.families import family_of, zero_segment_ids
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
 from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
-from keras_minilmv2.distillation.tensorflow_steps import TensorFlowSteps
 from keras_minilmv2.files import save_student
+
+# Each imports its framework, which may be the only one installed.
+if keras.backend.backend() == "tensorflow":
+    from keras_minilmv2.distillation.tensorflow_steps import TensorFlowSteps as Steps
+elif keras.backend.backend() == "jax":
+    from keras_minilmv2.distillation.jax_steps import JaxSteps as Steps
+else:
+    raise ImportError(
+        "`RelationDistiller` needs Keras on TensorFlow or JAX. "
+        f"Received: KERAS_BACKEND={keras.backend.backend()}."
+    )
 
 
 class _Untracked:
@@ -18,7 +27,7 @@ class _Untracked:
         self.model = model
 
 
-class RelationDistiller(TensorFlowSteps, keras.Model):
+class RelationDistiller(Steps, keras.Model):
     """Distils a teacher's self-attention relations into a student (MiniLMv2).
 
         L = sum_ij a_ij / (A_r |x|) sum_a sum_t KL(R_teacher[a, t] || R_student[a, t])
@@ -37,6 +46,10 @@ class RelationDistiller(TensorFlowSteps, keras.Model):
     attention output, both norms and feed-forward of that layer, and the pooler of
     BERT, ALBERT and ELECTRA, are not part of the loss. They stay as initialised until
     the student is fine-tuned, and weight decay does not touch them.
+
+    Trains on TensorFlow and, with `KERAS_BACKEND=jax`, on JAX, where TensorFlow need
+    not be installed. On JAX, `fit` and `evaluate` also take any Python iterable of
+    dict batches of NumPy arrays.
 
     Metrics: `loss` (nats, the weighted sum) and one for each relation pair, such as
     `qq`. `evaluate` runs without dropout.
@@ -125,7 +138,6 @@ class RelationDistiller(TensorFlowSteps, keras.Model):
             if weight:
                 self._trackers[pair] = keras.metrics.Mean(name=pair)
         self.accumulation_steps = 1
-        self._compiled_gradients = self._gradients
         self.built = True
 
     @property
@@ -138,6 +150,23 @@ class RelationDistiller(TensorFlowSteps, keras.Model):
         """The student's trainable variables that the loss reaches."""
         return self._student_qkv.model.trainable_variables
 
+    # What Keras trains: the optimizer knows no other variables.
+    @property
+    def trainable_variables(self):
+        """The same as `distilled_variables`."""
+        return self.distilled_variables
+
+    @property
+    def trainable_weights(self):
+        """The same as `distilled_variables`."""
+        return self.distilled_variables
+
+    @property
+    def non_trainable_variables(self):
+        """The rest of the student, and the seeds of its dropout."""
+        distilled = {id(variable) for variable in self.distilled_variables}
+        return [v for v in self.variables if id(v) not in distilled]
+
     def compile(
         self,
         optimizer="rmsprop",
@@ -149,8 +178,8 @@ class RelationDistiller(TensorFlowSteps, keras.Model):
 
         Args:
             optimizer: a Keras optimizer, see `keras_minilmv2.adamw`.
-            jit_compile: bool or `"auto"`: XLA where there is a GPU or TPU, and not on
-                a CPU, where it was slower.
+            jit_compile: bool or `"auto"`: XLA where there is a GPU or TPU, and on
+                TensorFlow not on a CPU, where it was slower.
             accumulation_steps: int. Micro-batches that the batch of each replica is
                 cut into, so that only one's activations are held at a time. The
                 update is that of the whole batch.
@@ -173,10 +202,7 @@ class RelationDistiller(TensorFlowSteps, keras.Model):
                     f"its `relation_loss`. Received: {name}={kwargs[name]!r}."
                 )
         if jit_compile == "auto":
-            jit_compile = bool(
-                tf.config.list_logical_devices("GPU")
-                or tf.config.list_logical_devices("TPU")
-            )
+            jit_compile = self._jit_compile_by_default()
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
         if not self.optimizer.built:
             # Variables made inside the first step break under tf.distribute.
@@ -217,13 +243,13 @@ class RelationDistiller(TensorFlowSteps, keras.Model):
                 "`dataset` must yield dicts of token_ids and padding_mask. "
                 f"Received: a batch of type {type(inputs).__name__}."
             )
-        inputs = zero_segment_ids(self.student, inputs)
-        missing = sorted(set(self.student.input) - set(inputs))
+        missing = sorted(set(self.student.input) - {"segment_ids"} - set(inputs))
         if missing:
             raise ValueError(
                 f"`dataset` must yield {', '.join(sorted(self.student.input))}. "
                 f"Received: a batch without {', '.join(missing)}."
             )
+        inputs = zero_segment_ids(self.student, inputs)
         length = inputs["token_ids"].shape[1]
         if length is not None and length > self._max_sequence_length:
             raise ValueError(

@@ -15,10 +15,13 @@ import tensorflow as tf
 class TensorFlowSteps:
     """`train_step` and `test_step` of `RelationDistiller` on TensorFlow."""
 
+    _compiled_gradients = None
+
     def train_step(self, data):
         """One update of the student, in one replica."""
         inputs = self._inputs(data)
-        gradients, losses, pair_losses = self._compiled_gradients(inputs)
+        compute = self._compiled_gradients or self._gradients
+        gradients, losses, pair_losses = compute(inputs)
         variables = self.distilled_variables
         self.optimizer.apply(self._across_replicas(gradients), variables)
         self._update_metrics(losses, pair_losses)
@@ -52,6 +55,13 @@ class TensorFlowSteps:
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing is left to build; Keras' attempt fails under several workers."""
+
+    def _jit_compile_by_default(self):
+        """XLA made the step slower on a CPU."""
+        return bool(
+            tf.config.list_logical_devices("GPU")
+            or tf.config.list_logical_devices("TPU")
+        )
 
     def _compiled_test_step(self):
         @tf.function(jit_compile=True)

@@ -79,6 +79,17 @@ def test_a_shard_without_rows_can_be_read(tmp_path):
     assert np.load(tmp_path / "a.npy").shape == (0,)
 
 
+def test_id_that_does_not_fit_is_refused(tmp_path):
+    writer = ShardWriter(tmp_path / "a.npy", row_dtype(4, 60_000))
+    message = (
+        "`token_ids` must be at most 65535 in a vocabulary of this size. "
+        "Received: token_ids up to 65536."
+    )
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        writer.write(np.full((1, 4), 65_536), [4])
+    writer.abort()
+
+
 def test_prepared_examples_can_be_sent_to_another_process(examples):
     numbers(examples[[1, 2]])
     copy = pickle.loads(pickle.dumps(examples))

@@ -183,6 +183,14 @@ def test_optimizer_is_built_before_the_first_step(teacher):
     assert len(distiller.optimizer.variables) == num_slots + 2
 
 
+def test_optimizer_may_average_the_weights_that_it_trains(teacher):
+    distiller = make_distiller(teacher, make_student(teacher))
+    distiller.compile(optimizer=keras.optimizers.Adam(use_ema=True))
+    distiller.fit(dataset(), verbose=0, shuffle=False)
+    reached = [id(variable) for variable in distiller.distilled_variables]
+    assert [id(variable) for variable in distiller.trainable_variables] == reached
+
+
 def test_metrics_are_the_total_and_one_for_each_relation(teacher):
     distiller = make_distiller(
         teacher, make_student(teacher), relation_weights={"qk": 0.5, "vv": 2.0}
@@ -362,6 +370,8 @@ def test_wrong_batches_are_refused(teacher):
     batch = make_batch()
     with pytest.raises(ValueError, match="Received: a batch without padding_mask"):
         distiller.test_step({"token_ids": batch["token_ids"]})
+    with pytest.raises(ValueError, match="Received: a batch without token_ids"):
+        distiller.test_step({"padding_mask": batch["padding_mask"]})
     with pytest.raises(TypeError, match="`dataset` must yield dicts"):
         distiller.test_step(batch["token_ids"])
     with pytest.raises(ValueError, match=r"sequence_length=13, max_sequence_length=12"):

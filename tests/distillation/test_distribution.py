@@ -1,31 +1,11 @@
 """Many devices, accumulation, XLA: the weights of one device, in a process each."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).with_name("train_small.py")
-
-
-def start(output, *options, environment=None):
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(output), *map(str, options)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process, timeout=300):
-    output, _ = process.communicate(timeout=timeout)
-    assert process.returncode == 0, output[-3_000:]
+from processes import finish, largest_difference, start
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +13,6 @@ def one_device(tmp_path_factory):
     path = tmp_path_factory.mktemp("one") / "one.npz"
     finish(start(path))
     return path
-
-
-def largest_difference(path, other):
-    with np.load(path) as a, np.load(other) as b:
-        assert int(b["steps"]) == int(a["steps"]) == 20
-        assert float(b["train"]) == pytest.approx(float(a["train"]), rel=1e-5)
-        assert float(b["held_out"]) == pytest.approx(float(a["held_out"]), rel=1e-5)
-        names = [name for name in a.files if name.startswith("arr_")]
-        assert len(names) > 30
-        return max(np.abs(a[name] - b[name]).max() for name in names)
 
 
 MANY = ["--strategy", "mirrored", "--devices"]

@@ -1,14 +1,14 @@
 """Trains a small student for 20 steps, as told on the command line; saves weights.
 
-Run by test_distribution in processes of their own: the number of devices is fixed when
-TensorFlow starts.
+Run by test_distribution and test_jax in processes of their own: the backend and the
+number of devices are fixed when Keras and its framework start.
 """
 
 import argparse
+import contextlib
 
-import keras_hub
+import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_minilmv2 as km
 
@@ -34,7 +34,20 @@ def spread(backbone, seed):
     return backbone
 
 
-def make_strategy(name, devices):
+def make_scope(name, devices):
+    if keras.backend.backend() == "jax":
+        if devices == 1:
+            return contextlib.nullcontext()
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", devices)
+        return keras.distribution.DataParallel().scope()
+    import tensorflow as tf
+
+    return make_strategy(tf, name, devices).scope()
+
+
+def make_strategy(tf, name, devices):
     if name == "workers":
         return tf.distribute.MultiWorkerMirroredStrategy()
     cpus = tf.config.list_physical_devices("CPU")
@@ -44,6 +57,19 @@ def make_strategy(name, devices):
     if name == "mirrored":
         return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
     return tf.distribute.get_strategy()
+
+
+def make_dataset():
+    examples = make_examples()
+    if keras.backend.backend() == "jax":
+        return [
+            {name: rows[i : i + BATCH] for name, rows in examples.items()}
+            for i in range(0, STEPS * BATCH, BATCH)
+        ]
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(examples)
+    return dataset.batch(BATCH, drop_remainder=True)
 
 
 def main():
@@ -56,10 +82,14 @@ def main():
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--hide-tensorflow", action="store_true")
     options = parser.parse_args()
+    if options.hide_tensorflow:
+        import tensorflow_hidden  # noqa: F401
 
-    strategy = make_strategy(options.strategy, options.devices)
-    with strategy.scope():
+    with make_scope(options.strategy, options.devices):
+        import keras_hub
+
         sizes = {"num_heads": 4, "hidden_dim": 16, "intermediate_dim": 24}
         teacher = spread(
             keras_hub.models.BertBackbone(
@@ -93,21 +123,23 @@ def main():
             optimizer=km.adamw(
                 0.01, 5, STEPS, epsilon=1e-3, gradient_clip_norm=0.5, weight_decay=0.1
             ),
-            jit_compile=options.jit,
+            jit_compile=options.jit or "auto",
             accumulation_steps=options.accumulation,
             steps_per_execution=options.steps_per_execution,
         )
-    dataset = tf.data.Dataset.from_tensor_slices(make_examples())
-    dataset = dataset.batch(BATCH, drop_remainder=True)
+    dataset = make_dataset()
+    start = distiller.evaluate(dataset, return_dict=True, verbose=0)
     history = distiller.fit(dataset, verbose=0, shuffle=False).history
     losses = distiller.evaluate(dataset, return_dict=True, verbose=0)
     np.savez(
         options.output,
         *[np.asarray(variable) for variable in student.weights],
+        start=start["loss"],
         train=history["loss"][-1],
         held_out=losses["loss"],
-        steps=tf.convert_to_tensor(distiller.optimizer.iterations).numpy(),
+        steps=keras.ops.convert_to_numpy(distiller.optimizer.iterations),
     )
 
 
-main()
+if __name__ == "__main__":
+    main()
