@@ -231,22 +231,33 @@ def _check_initialization(teacher, config, initialization, examples):
                     f'initialization="projection". Received: {name}={ours[name]}, '
                     f"teacher's {name}={theirs[name]}."
                 )
-        if ours.get("embedding_dim", 0) not in (
-            theirs.get("embedding_dim", 0),
-            ours["hidden_dim"],
-        ):
-            raise ValueError(
-                "`embedding_dim` must be the teacher's or equal `hidden_dim` with "
-                'initialization="projection". Received: '
-                f"embedding_dim={ours['embedding_dim']}, "
-                f"hidden_dim={ours['hidden_dim']}."
-            )
+        _check_projected_embedding(theirs, ours)
         missing = set(teacher.input) - set(examples or ())
         if missing:
             raise ValueError(
                 "`examples` must hold the teacher's inputs with initialization=\""
                 'projection". Missing: ' + ", ".join(sorted(missing)) + "."
             )
+
+
+def _check_projected_embedding(theirs, ours):
+    """Raises unless both or neither have an embedding narrower than the layers."""
+    if "embedding_dim" not in ours:
+        return
+    if theirs["embedding_dim"] == theirs["hidden_dim"]:
+        fits = ours["embedding_dim"] == ours["hidden_dim"]
+    else:
+        fits = ours["embedding_dim"] == theirs["embedding_dim"] != ours["hidden_dim"]
+    if not fits:
+        raise ValueError(
+            "`embedding_dim` must be the teacher's and other than `hidden_dim`, or "
+            "equal `hidden_dim` if the teacher's does, with "
+            'initialization="projection". Received: '
+            f"embedding_dim={ours['embedding_dim']}, "
+            f"hidden_dim={ours['hidden_dim']}, teacher's "
+            f"embedding_dim={theirs['embedding_dim']}, "
+            f"hidden_dim={theirs['hidden_dim']}."
+        )
 
 
 def _build_with_seed(backbone_class, config, seed):

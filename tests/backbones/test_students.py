@@ -194,13 +194,22 @@ def test_wrong_arguments_are_refused(changes, message):
         student_backbone(make_backbone("bert"), **{**SMALL, **changes})
 
 
-def test_projection_refuses_other_embeddings():
-    teacher = make_backbone("albert")
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("albert", {"embedding_dim": 4}),
+        ("electra_small", {"embedding_dim": 12}),
+        # As wide as the teacher's embedding: ELECTRA then has no layer in between.
+        ("electra_small", {"hidden_dim": 8}),
+        ("electra", {"embedding_dim": 8}),
+    ],
+)
+def test_projection_refuses_other_embeddings(name, sizes):
+    teacher = make_backbone(name)
     with pytest.raises(ValueError, match="`embedding_dim` must be the teacher's"):
         student_backbone(
             teacher,
-            **SMALL,
-            embedding_dim=4,
+            **{**SMALL, **sizes},
             initialization="projection",
             examples=make_inputs(teacher),
         )
