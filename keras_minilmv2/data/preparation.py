@@ -137,7 +137,7 @@ def prepare(
         if finished := plan.start(overwrite):
             return finished
         num_workers = num_workers or num_cores()
-        tokenize = tokenize_function(tokenizer)
+        tokenize = tokenize_function(tokenizer, num_workers)
         reporter = Reporter(plan, report)
         num_before = 0
         for number, unit in enumerate(plan.units):

@@ -6,10 +6,17 @@ import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_tokenizers import FAMILIES, WORDS, make_tokenizer, word_piece_vocabulary
-from tokenizers import BertWordPieceTokenizer
+from small_tokenizers import (
+    FAMILIES,
+    WORDS,
+    byte_pair_vocabulary,
+    make_tokenizer,
+    word_piece_vocabulary,
+)
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from keras_minilmv2.data.packing import (
+    COMMON,
     batches,
     corpus_errors,
     packed_examples,
@@ -270,6 +277,29 @@ def test_roberta_tokens_are_those_of_the_ops_of_keras_hub(data_dir, name):
     found = example["token_ids"].numpy()[1 : num_tokens - 1]
     assert num_tokens > 2_000
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("add_prefix_space", [False, True])
+def test_tokens_kept_by_word_are_those_of_the_library(add_prefix_space):
+    vocabulary, merges = byte_pair_vocabulary()
+    expected = ByteLevelBPETokenizer(
+        vocabulary,
+        [tuple(merge.split()) for merge in merges],
+        add_prefix_space=add_prefix_space,
+    )
+    tokenizer = make_tokenizer("Roberta", add_prefix_space=add_prefix_space)
+    places = ("{0}", "a{0}b", "1{0}2", " {0} {0}{0}  {0}", "'{0}s '{0}", "{0}\n\n{0} ")
+    texts = [place.format(sign) for sign in COMMON for place in places]
+    rng = np.random.default_rng(0)
+    signs = list("abé1\u00a0 \n\t'!\x85\x1c\u2019語\u3000")
+    texts += ["".join(rng.choice(signs, size=20)) for _ in range(5_000)]
+    encodings = expected.encode_batch(texts)
+    end = tokenizer.end_token_id
+    tokens = [token for encoding in encodings for token in (end, *encoding.ids)]
+    for num_threads in (1, 100):
+        function = tokenize_function(tokenizer, num_threads)
+        for _ in range(2):  # the second time all words are known
+            assert function(texts, [True] * len(texts)).tolist() == tokens
 
 
 def test_newline_is_a_token_of_byte_pairs():
