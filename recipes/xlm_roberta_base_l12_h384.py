@@ -5,7 +5,7 @@
 
 Cost:    not measured yet
 Result:  not measured yet; paper: XNLI 72.2, MLQA F1 63.8
-Source:  Wang et al., 2021, section 4.1 and table 5
+Source:  Wang et al., 2021, section 4.1
 """
 
 from keras_minilmv2 import Recipe

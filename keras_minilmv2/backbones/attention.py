@@ -67,7 +67,7 @@ class QKVAttention(_AdoptingAttention):
     ```
 
     Reference:
-        [Wang et al., 2021](https://arxiv.org/abs/2012.15828), section 3.1.
+        [Wang et al., 2021](https://arxiv.org/abs/2012.15828).
     """
 
     def project(self, query, value=None, key=None):
@@ -176,7 +176,7 @@ class GatedAttention(_AdoptingAttention):
         **kwargs: as for `keras.layers.MultiHeadAttention`.
 
     Reference:
-        [Michel et al., 2019](https://arxiv.org/abs/1905.10650), section 2.2.
+        [Michel et al., 2019](https://arxiv.org/abs/1905.10650).
     """
 
     def __init__(self, *args, train_gate=False, **kwargs):

@@ -63,7 +63,7 @@ def qkv_model(backbone, layer):
         ValueError: if `layer` is below 1 or above the depth of the backbone.
 
     Reference:
-        [Wang et al., 2021](https://arxiv.org/abs/2012.15828), section 3.1.
+        [Wang et al., 2021](https://arxiv.org/abs/2012.15828).
     """
     calls = block_calls(backbone)
     check_layer("layer", layer, len(calls))
