@@ -44,7 +44,7 @@ def check_layer(argument, layer, num_layers):
         )
 
 
-def qkv_model(backbone, layer):
+def qkv_model(backbone, layer, projections=("query", "key", "value")):
     """Builds a model that ends in one layer's queries, keys and values.
 
     The model shares the backbone's weights and holds nothing above these three
@@ -53,6 +53,7 @@ def qkv_model(backbone, layer):
     Args:
         backbone: a keras-nlp backbone with self-attention encoder blocks.
         layer: int. Counts from 1, as in the paper.
+        projections: names of those that the model has. Defaults to all three.
 
     Returns:
         `keras.Model` from the backbone's inputs to a dict of `"query"`, `"key"` and
@@ -68,7 +69,9 @@ def qkv_model(backbone, layer):
     calls = block_calls(backbone)
     check_layer("layer", layer, len(calls))
     block, block_input = calls[layer - 1]
-    projections = QKVAttention.adopt(attention_of(block)).project(block_input)
+    vectors = QKVAttention.adopt(attention_of(block)).project(block_input)
     return keras.Model(
-        backbone.input, projections, name=f"{backbone.name}_layer_{layer}_qkv"
+        backbone.input,
+        {name: vectors[name] for name in projections},
+        name=f"{backbone.name}_layer_{layer}_qkv",
     )

@@ -1,6 +1,7 @@
 """The model that trains a student to have its teacher's relations."""
 
 import keras
+from keras import ops
 
 from keras_minilmv2.backbones.families import family_of, zero_segment_ids
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
@@ -123,8 +124,12 @@ class RelationDistiller(Steps, keras.Model):
         self.student = student
         self.teacher_layer = teacher_layer
         self.relation_loss = relation_loss
-        self._teacher_qkv = _Untracked(qkv_model(teacher, teacher_layer))
-        self._student_qkv = _Untracked(qkv_model(student, len(block_calls(student))))
+        # A projection that no pair names would be computed, and its weights decayed.
+        projections = relation_loss.projections
+        self._teacher_qkv = _Untracked(qkv_model(teacher, teacher_layer, projections))
+        self._student_qkv = _Untracked(
+            qkv_model(student, len(block_calls(student)), projections)
+        )
         self._max_sequence_length = min(
             teacher.max_sequence_length, student.max_sequence_length
         )
@@ -137,6 +142,9 @@ class RelationDistiller(Steps, keras.Model):
         for pair, weight in relation_loss.relation_weights.items():
             if weight:
                 self._trackers[pair] = keras.metrics.Mean(name=pair)
+        # Not among `metrics`: they say nothing in `evaluate`.
+        self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
+        self._skipped_steps = keras.metrics.Sum(name="skipped_steps")
         self.accumulation_steps = 1
         self.built = True
 
@@ -144,6 +152,27 @@ class RelationDistiller(Steps, keras.Model):
     def metrics(self):
         """The total loss first, then one metric for each relation pair."""
         return list(self._trackers.values())
+
+    @property
+    def metrics_variables(self):
+        """Variables of the metrics, the gradient norm and the count of skipped steps."""
+        trackers = *self.metrics, self._gradient_norm, self._skipped_steps
+        return [variable for tracker in trackers for variable in tracker.variables]
+
+    @property
+    def gradient_norm(self):
+        """Mean global norm of the gradients, before clipping, since the last reset."""
+        return float(self._gradient_norm.result())
+
+    @property
+    def skipped_steps(self):
+        """Updates left out so far because float16 gradients were not finite.
+
+        None if the optimizer does not scale the loss, when none is left out.
+        """
+        if not self._scales_loss:
+            return None
+        return round(float(self._skipped_steps.result()))
 
     @property
     def distilled_variables(self):
@@ -208,6 +237,11 @@ class RelationDistiller(Steps, keras.Model):
             # Variables made inside the first step break under tf.distribute.
             self.optimizer.build(self.distilled_variables)
 
+    def reset_metrics(self):
+        """Resets the metrics and the gradient norm; skipped steps are counted on."""
+        super().reset_metrics()
+        self._gradient_norm.reset_state()
+
     def call(self, inputs, training=False):
         """Runs the student."""
         return self.student(self._inputs(inputs), training=training)
@@ -231,9 +265,41 @@ class RelationDistiller(Steps, keras.Model):
         y_pred = self._student_qkv.model(inputs, training=training)
         return self.relation_loss.pair_losses(y_true, y_pred)
 
+    @property
+    def _scales_loss(self):
+        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
     def _update_metrics(self, losses, pair_losses):
         for name, values in {"loss": losses, **pair_losses}.items():
-            self._trackers[name].update_state(values)
+            if self._scales_loss:
+                # float16 overflows now and then; the update is left out then.
+                self._update_if_finite(self._trackers[name], values)
+            else:
+                self._trackers[name].update_state(values)
+
+    def _update_gradient_metrics(self, gradients, num_replicas=1):
+        """Adds the global norm of what the optimizer is given, and returns it."""
+        norm = _global_norm(gradients)
+        if not self._scales_loss:
+            self._gradient_norm.update_state(norm)
+            return norm
+        scale = self.optimizer.scale_loss(ops.ones(()))
+        unscaled = _global_norm([gradient / scale for gradient in gradients])
+        self._update_if_finite(self._gradient_norm, unscaled)
+        finite = ops.all(
+            ops.stack([ops.all(ops.isfinite(gradient)) for gradient in gradients])
+        )
+        # Each replica adds its share.
+        skipped = 1.0 - ops.cast(finite, "float32")
+        self._skipped_steps.update_state(skipped / num_replicas)
+        return norm
+
+    @staticmethod
+    def _update_if_finite(tracker, values):
+        finite = ops.isfinite(values)
+        tracker.update_state(
+            ops.where(finite, values, 0.0), sample_weight=ops.cast(finite, "float32")
+        )
 
     def _inputs(self, data):
         """The student's inputs out of what a dataset yields; labels are ignored."""
@@ -258,6 +324,10 @@ class RelationDistiller(Steps, keras.Model):
                 f"{self._max_sequence_length}."
             )
         return {name: inputs[name] for name in self.student.input}
+
+
+def _global_norm(gradients):
+    return ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
 
 
 def _check_divides(num_relation_heads, teacher, student):

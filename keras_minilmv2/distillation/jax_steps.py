@@ -38,7 +38,9 @@ class JaxSteps:
         variables, optimizer_variables = self.optimizer.stateless_apply(
             optimizer_variables, gradients, variables
         )
-        logs, metrics_variables = self._updated_metrics(metrics_variables, losses)
+        logs, metrics_variables = self._updated_metrics(
+            metrics_variables, losses, gradients, state[2]
+        )
         return logs, (variables, rest, optimizer_variables, metrics_variables)
 
     def test_step(self, state, data):
@@ -191,9 +193,15 @@ class JaxSteps:
         (gradients, rest), losses = jax.lax.scan(body, (zeros, rest), inputs)
         return gradients, rest, jax.tree.map(jax.numpy.ravel, losses)
 
-    def _updated_metrics(self, values, losses):
-        with _scope(self.metrics_variables, values) as scope:
+    def _updated_metrics(self, values, losses, gradients=None, optimizer_variables=()):
+        variables = [*self.metrics_variables]
+        if gradients is not None:
+            # One of them is the scale of the gradients.
+            variables += self.optimizer.variables
+        with _scope(variables, [*values, *optimizer_variables]) as scope:
             self._update_metrics(*losses)
+            if gradients is not None:
+                self._update_gradient_metrics(gradients)
             logs = self.get_metrics_result()
         return logs, [scope.get_current_value(v) for v in self.metrics_variables]
 

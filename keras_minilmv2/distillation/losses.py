@@ -64,6 +64,19 @@ class _PairLoss(keras.losses.Loss):
 
     relation_weights: dict
 
+    @property
+    def pairs(self):
+        """The pairs of letters whose weight is not 0."""
+        return [pair for pair, weight in self.relation_weights.items() if weight]
+
+    @property
+    def projections(self):
+        """Names of the projections that the pairs are made of."""
+        letters = "".join(self.pairs)
+        return [
+            name for letter, name in PROJECTION_OF_LETTER.items() if letter in letters
+        ]
+
     def pair_losses(self, y_true, y_pred):
         """Divergence of each pair, a value for each sequence.
 
@@ -79,7 +92,7 @@ class _PairLoss(keras.losses.Loss):
             y_pred,
             y_true["padding_mask"],
             self.relation_heads(y_true, y_pred),
-            [pair for pair, weight in self.relation_weights.items() if weight],
+            self.pairs,
         )
 
     def weighted_sum(self, pair_losses):

@@ -22,8 +22,14 @@ class TensorFlowSteps:
         inputs = self._inputs(data)
         compute = self._compiled_gradients or self._gradients
         gradients, losses, pair_losses = compute(inputs)
-        variables = self.distilled_variables
-        self.optimizer.apply(self._across_replicas(gradients), variables)
+        num_replicas = self.distribute_strategy.num_replicas_in_sync
+        if num_replicas > 1:
+            context = tf.distribute.get_replica_context()
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        norm = self._update_gradient_metrics(gradients, num_replicas)
+        if num_replicas > 1:
+            gradients = self._clipped_share(gradients, norm, num_replicas)
+        self.optimizer.apply(gradients, self.distilled_variables)
         self._update_metrics(losses, pair_losses)
         return self.get_metrics_result()
 
@@ -232,23 +238,18 @@ class TensorFlowSteps:
         gradients = [_dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         return gradients, losses, pair_losses
 
-    def _across_replicas(self, gradients):
-        """Sums gradients over replicas and clips the sum.
+    def _clipped_share(self, gradients, norm, num_replicas):
+        """A replica's share of the sum of all replicas' gradients, clipped.
 
         A Keras optimizer clips what each replica has and then sums, which is not
-        what one device does with the whole batch. It gets a share of the clipped sum
-        here, which its own clipping leaves alone.
+        what one device does with the whole batch. Its own clipping leaves the share of
+        the clipped sum alone.
         """
-        num_replicas = self.distribute_strategy.num_replicas_in_sync
-        if num_replicas == 1:
-            return gradients
-        context = tf.distribute.get_replica_context()
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         largest = _global_clipnorm(self.optimizer)
         if largest is not None:
             # Under mixed_float16 the gradients are scaled still.
             largest = self.optimizer.scale_loss(tf.constant(largest))
-            gradients, _ = tf.clip_by_global_norm(gradients, largest)
+            gradients, _ = tf.clip_by_global_norm(gradients, largest, norm)
         return [gradient / num_replicas for gradient in gradients]
 
 

@@ -9,6 +9,10 @@ import numpy as np
 from keras import ops
 
 
+# A loss scale of 2**15 is down to 1e-4 after 28 halvings.
+_MOST_SKIPPED_IN_A_ROW = 100
+
+
 class ProgressLine:
     """One line that says how far a run is, at what loss and speed.
 
@@ -92,6 +96,8 @@ class RunMonitor(keras.callbacks.Callback):
     steps, before the first one and after the last one, the held-out loss does, and the
     student is saved; every `checkpoint_every` steps a checkpoint is. A loss that is
     not finite stops the run and puts back the weights of the last line of the history.
+    Under loss scaling an update whose gradients are not finite is left out and
+    counted, and the run stops after 100 of them in a row.
 
     Args:
         total_steps: int, optimizer updates.
@@ -152,6 +158,8 @@ class RunMonitor(keras.callbacks.Callback):
         self.nan_step = None
         self.last_good_step = self.start_step
         self._warned = False
+        self._skipped_steps = 0
+        self._updated_step = self.start_step
 
     @property
     def finished(self):
@@ -169,6 +177,7 @@ class RunMonitor(keras.callbacks.Callback):
             self._evaluate(0)
             self.model.reset_metrics()
         self._remember(self.start_step)
+        self._skipped_steps = self.model.skipped_steps
         self.progress.start()
         self._logged_at = time.perf_counter()
         self._logged_step = self.start_step
@@ -179,7 +188,10 @@ class RunMonitor(keras.callbacks.Callback):
         losses = {
             metric.name: float(logs[metric.name]) for metric in self.model.metrics
         }
-        if not all(math.isfinite(value) for value in losses.values()):
+        if (
+            not all(math.isfinite(value) for value in losses.values())
+            or step - self._last_update(step) >= _MOST_SKIPPED_IN_A_ROW
+        ):
             self._diverged(step)
             return
         self.last_step = step
@@ -204,6 +216,14 @@ class RunMonitor(keras.callbacks.Callback):
         """Ends the progress line."""
         self.progress.close()
 
+    def _last_update(self, step):
+        """The last step whose update was not left out."""
+        skipped = self.model.skipped_steps
+        if skipped is None or skipped - self._skipped_steps < step - self.last_step:
+            self._updated_step = step
+        self._skipped_steps = skipped
+        return self._updated_step
+
     def _is_due(self, step, interval):
         return step % interval == 0 or step == self.total_steps
 
@@ -212,12 +232,15 @@ class RunMonitor(keras.callbacks.Callback):
         steps = step - self._logged_step
         self._check_band(losses["loss"])
         speed = steps * self.progress.tokens_per_step / (now - self._logged_at)
-        self._add(
-            step,
+        values = {
             **losses,
-            learning_rate=float(self.model.optimizer.learning_rate),
-            tokens_per_second=speed,
-        )
+            "gradient_norm": self.model.gradient_norm,
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            "tokens_per_second": speed,
+        }
+        if self.model.skipped_steps is not None:
+            values["skipped_steps"] = self.model.skipped_steps
+        self._add(step, **values)
         self._logged_at, self._logged_step = now, step
         self._remember(step)
         self.model.reset_metrics()

@@ -124,5 +124,5 @@ def _variables(distiller):
         # With the state of its dropout's random generators.
         "student": distiller.student.variables,
         "optimizer": distiller.optimizer.variables,
-        "metrics": [v for metric in distiller.metrics for v in metric.variables],
+        "metrics": distiller.metrics_variables,
     }

@@ -52,7 +52,12 @@ class History:
         figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        not_losses = ("learning_rate", "tokens_per_second")
+        not_losses = (
+            "gradient_norm",
+            "learning_rate",
+            "tokens_per_second",
+            "skipped_steps",
+        )
         relations = [
             name
             for name in self.names()

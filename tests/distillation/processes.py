@@ -29,8 +29,8 @@ def finish(process, timeout=300):
 def largest_difference(path, other):
     with np.load(path) as a, np.load(other) as b:
         assert int(b["steps"]) == int(a["steps"]) == 20
-        for loss in ("start", "train", "held_out"):
-            assert float(b[loss]) == pytest.approx(float(a[loss]), rel=1e-5)
+        for name in ("start", "train", "held_out", "gradient_norm"):
+            assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-5)
         names = [name for name in a.files if name.startswith("arr_")]
         assert len(names) > 30
         return max(np.abs(a[name] - b[name]).max() for name in names)

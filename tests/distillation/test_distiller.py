@@ -176,6 +176,17 @@ def test_what_the_loss_does_not_reach_stays_as_initialised(teacher):
         np.testing.assert_array_equal(old, np.asarray(new))
 
 
+def test_projections_that_no_pair_names_are_not_trained(teacher):
+    student = make_student(teacher)
+    value = km.qkv_model(student, 2, ["value"]).trainable_variables[-2:]
+    before = [np.asarray(v) for v in value]
+    distiller = make_distiller(teacher, student, relation_weights={"qk": 1.0})
+    distiller.compile(optimizer=km.adamw(0.1, 0, 10, weight_decay=0.5))
+    distiller.fit(dataset(), verbose=0, shuffle=False)
+    for variable, start in zip(value, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(variable), start)
+
+
 def test_optimizer_is_built_before_the_first_step(teacher):
     distiller = make_distiller(teacher, make_student(teacher))
     distiller.compile(optimizer="adam")
@@ -234,6 +245,60 @@ def test_mixed_float16_scales_the_loss(teacher):
     assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
     distiller.fit(dataset().repeat(3), verbose=0, shuffle=False)
     assert all(np.isfinite(np.asarray(w)).all() for w in student.weights)
+
+
+def test_gradient_norm_is_that_of_the_gradients_before_clipping(teacher):
+    rate = 0.5
+    norms = []
+    for clip in (None, 1e-3):
+        student = make_student(teacher)
+        distiller = make_distiller(teacher, student)
+        before = [np.asarray(v) for v in distiller.distilled_variables]
+        sgd = keras.optimizers.SGD(rate, global_clipnorm=clip)
+        distiller.compile(optimizer=sgd)
+        distiller.train_on_batch(make_batch())
+        after = [np.asarray(v) for v in distiller.distilled_variables]
+        moved = sum(((a - b) ** 2).sum() for a, b in zip(after, before, strict=True))
+        norms.append((distiller.gradient_norm, moved**0.5 / rate))
+    (plain, step), (clipped, clipped_step) = norms
+    assert plain == pytest.approx(step, rel=1e-3)
+    assert clipped == pytest.approx(plain, rel=1e-6)
+    assert clipped_step == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_float16_updates_that_overflow_are_left_out_and_counted(teacher):
+    student = make_student(teacher)
+    distiller = make_distiller(teacher, student, relation_weights={"qq": 1_000.0})
+    sgd = keras.optimizers.SGD(1e-4)
+    # Gradients of float32 overflow as well at this scale.
+    scaled = keras.optimizers.LossScaleOptimizer(sgd, initial_scale=1e38)
+    distiller.compile(optimizer=scaled)
+    before = [np.asarray(v) for v in distiller.distilled_variables]
+    norms = []
+    while distiller.skipped_steps == len(norms) and len(norms) < 50:
+        logs = distiller.train_on_batch(make_batch(), return_dict=True)
+        norms.append(distiller.gradient_norm)
+        assert np.isfinite(logs["loss"])
+        if distiller.skipped_steps == len(norms):
+            after = [np.asarray(v) for v in distiller.distilled_variables]
+            assert all(map(np.array_equal, before, after))
+    assert 1 <= distiller.skipped_steps == len(norms) - 1
+    assert norms[0] == 0.0
+    assert 0.0 < norms[-1] < 1e5
+    distiller.reset_metrics()
+    assert distiller.skipped_steps == len(norms) - 1
+
+
+def test_compiled_step_has_static_shapes_and_nothing_of_the_host(teacher):
+    distiller = make_distiller(teacher, make_student(teacher, dropout=0.1))
+    distiller.compile(optimizer="sgd", jit_compile=True, accumulation_steps=2)
+    batch = {name: tf.constant(value) for name, value in make_batch().items()}
+    batch["segment_ids"] = tf.zeros_like(batch["token_ids"])
+    step = tf.function(distiller._gradients, jit_compile=True)
+    program = step.experimental_get_compiler_ir(batch)(stage="hlo")
+    assert "f32[2,9,16]" in program  # a micro-batch in the teacher
+    for host in ("infeed", "outfeed", "callback", "send(", "recv(", "<="):
+        assert host not in program
 
 
 def test_callbacks_and_validation_data_work(teacher, tmp_path):

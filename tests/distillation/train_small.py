@@ -130,12 +130,14 @@ def main():
     dataset = make_dataset()
     start = distiller.evaluate(dataset, return_dict=True, verbose=0)
     history = distiller.fit(dataset, verbose=0, shuffle=False).history
+    norm = distiller.gradient_norm
     losses = distiller.evaluate(dataset, return_dict=True, verbose=0)
     np.savez(
         options.output,
         *[np.asarray(variable) for variable in student.weights],
         start=start["loss"],
         train=history["loss"][-1],
+        gradient_norm=norm,
         held_out=losses["loss"],
         steps=keras.ops.convert_to_numpy(distiller.optimizer.iterations),
     )

@@ -16,6 +16,9 @@ class Terminal(io.StringIO):
 class Slope(keras.Model):
     """Moves one weight by 1 a step; its loss is the weight, or nan from some step."""
 
+    gradient_norm = 1.0
+    skipped_steps = None
+
     def __init__(self, nan_step=None):
         super().__init__()
         self.weight = self.add_weight(shape=(), initializer="zeros")
@@ -43,8 +46,8 @@ class Slope(keras.Model):
         return {"loss": self.tracker.result()}
 
 
-def run(total_steps=10, nan_step=None, stream=None, **options):
-    model = Slope(nan_step)
+def run(total_steps=10, nan_step=None, stream=None, model=None, **options):
+    model = model or Slope(nan_step)
     model.compile(optimizer="sgd", run_eagerly=True)
     saves, history = [], History()
     monitor = RunMonitor(
@@ -143,3 +146,33 @@ def test_history_knows_its_latest_values(history):
     assert history.last("loss") == 0.5
     assert history.last("held_out_loss") == 0.75
     assert history.last("vv") is None
+
+
+class Skipping(Slope):
+    """Leaves out the first updates, as if its float16 gradients were not finite."""
+
+    skipped_steps = 0
+
+    def __init__(self, num_skipped):
+        super().__init__()
+        self.num_skipped = num_skipped
+
+    def train_step(self, data):
+        if self.skipped_steps < self.num_skipped:
+            self.skipped_steps += 1
+            return {"loss": self.tracker.result()}
+        return super().train_step(data)
+
+
+def test_updates_left_out_are_counted_in_the_history():
+    _, monitor, history, _ = run(model=Skipping(3))
+    assert monitor.finished
+    assert history.series("skipped_steps") == ([2, 4, 6, 8, 10], [2, 3, 3, 3, 3])
+
+
+def test_a_run_stops_when_a_hundred_updates_in_a_row_are_left_out():
+    _, monitor, _, _ = run(
+        model=Skipping(1_000), total_steps=200, log_every=50, evaluate_every=200
+    )
+    assert monitor.nan_step == 100
+    assert not monitor.finished
