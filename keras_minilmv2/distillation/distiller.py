@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_minilmv2.backbones.families import family_of, zero_segment_ids
+from keras_minilmv2.backbones.precision import cast_once, look_up_before_casting
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
 from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
@@ -126,7 +127,10 @@ class RelationDistiller(Steps, keras.Model):
         self.relation_loss = relation_loss
         # A projection that no pair names would be computed, and its weights decayed.
         projections = relation_loss.projections
-        self._teacher_qkv = _Untracked(qkv_model(teacher, teacher_layer, projections))
+        self._teacher_qkv = _Untracked(
+            qkv_model(cast_once(teacher), teacher_layer, projections)
+        )
+        look_up_before_casting(student)
         self._student_qkv = _Untracked(
             qkv_model(student, len(block_calls(student)), projections)
         )
@@ -139,9 +143,8 @@ class RelationDistiller(Steps, keras.Model):
         )
         _check_divides(num_heads, teacher, student)
         self._trackers = {"loss": keras.metrics.Mean(name="loss")}
-        for pair, weight in relation_loss.relation_weights.items():
-            if weight:
-                self._trackers[pair] = keras.metrics.Mean(name=pair)
+        for pair in relation_loss.pairs:
+            self._trackers[pair] = keras.metrics.Mean(name=pair)
         # Not among `metrics`: they say nothing in `evaluate`.
         self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
         self._skipped_steps = keras.metrics.Sum(name="skipped_steps")
@@ -155,7 +158,7 @@ class RelationDistiller(Steps, keras.Model):
 
     @property
     def metrics_variables(self):
-        """Variables of the metrics, the gradient norm and the count of skipped steps."""
+        """Variables of the metrics, the gradient norm and the skipped steps."""
         trackers = *self.metrics, self._gradient_norm, self._skipped_steps
         return [variable for tracker in trackers for variable in tracker.variables]
 
@@ -261,9 +264,11 @@ class RelationDistiller(Steps, keras.Model):
         vectors = self._teacher_qkv.model(inputs, training=False)
         return {**vectors, "padding_mask": inputs["padding_mask"]}
 
-    def _pair_losses(self, inputs, y_true, training):
+    def _sequence_losses(self, inputs, y_true, training):
         y_pred = self._student_qkv.model(inputs, training=training)
-        return self.relation_loss.pair_losses(y_true, y_pred)
+        return self.relation_loss.sequence_losses(
+            y_true, y_pred, static_shapes=self._needs_static_shapes
+        )
 
     @property
     def _scales_loss(self):

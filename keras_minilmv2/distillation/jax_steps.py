@@ -20,6 +20,8 @@ _TRAIN_STATE = (*_TEST_STATE[:2], "optimizer_variables", _TEST_STATE[2])
 class JaxSteps:
     """`train_step` and `test_step` of `RelationDistiller` on JAX."""
 
+    _needs_static_shapes = True
+
     def train_step(self, state, data):
         """One update of the student.
 
@@ -49,8 +51,7 @@ class JaxSteps:
         teacher, inputs = data[0], self._tensors(data[1])
         y_true = self._relations_of_teacher(teacher, inputs)
         with self._student_scope(variables, rest):
-            pair_losses = self._pair_losses(inputs, y_true, training=False)
-        losses = self.relation_loss.weighted_sum(pair_losses), pair_losses
+            losses = self._sequence_losses(inputs, y_true, training=False)
         logs, metrics_variables = self._updated_metrics(metrics_variables, losses)
         return logs, (variables, rest, metrics_variables)
 
@@ -168,8 +169,9 @@ class JaxSteps:
 
             def loss_of(variables):
                 with self._student_scope(variables, rest, optimizer_variables) as scope:
-                    pair_losses = self._pair_losses(inputs, y_true, training=True)
-                    losses = self.relation_loss.weighted_sum(pair_losses)
+                    losses, pair_losses = self._sequence_losses(
+                        inputs, y_true, training=True
+                    )
                     # The mean over the batch: micro-batches are summed.
                     loss = self.optimizer.scale_loss(losses.mean() / steps)
                     new_rest = [

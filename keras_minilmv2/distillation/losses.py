@@ -1,10 +1,11 @@
-"""Relation losses as `keras.losses.Loss` classes over the functions of relations."""
+"""Relation losses as `keras.losses.Loss` classes over functions of tensors."""
 
 import math
 
 import keras
 from keras import ops
 
+from keras_minilmv2.distillation.blocked import blocked_relation_losses
 from keras_minilmv2.distillation.relations import (
     PROJECTION_OF_LETTER,
     relation_losses,
@@ -64,6 +65,25 @@ class _PairLoss(keras.losses.Loss):
 
     relation_weights: dict
 
+    def __init__(self, blocked, block_size, name, reduction, **kwargs):
+        super().__init__(name=name, reduction=reduction, **kwargs)
+        if block_size is not None and (
+            isinstance(block_size, bool)
+            or not isinstance(block_size, int)
+            or block_size < 1
+        ):
+            raise ValueError(
+                "`block_size` must be a positive int. "
+                f"Received: block_size={block_size!r}."
+            )
+        if block_size is not None and not blocked:
+            raise ValueError(
+                "`block_size` must not be given without `blocked`. "
+                f"Received: block_size={block_size}, blocked={blocked}."
+            )
+        self.blocked = blocked
+        self.block_size = block_size
+
     @property
     def pairs(self):
         """The pairs of letters whose weight is not 0."""
@@ -77,37 +97,52 @@ class _PairLoss(keras.losses.Loss):
             name for letter, name in PROJECTION_OF_LETTER.items() if letter in letters
         ]
 
-    def pair_losses(self, y_true, y_pred):
-        """Divergence of each pair, a value for each sequence.
+    def sequence_losses(self, y_true, y_pred, static_shapes=True):
+        """The loss of each sequence, and that of each pair.
 
         Args:
             y_true: as for calling the loss.
             y_pred: as for calling the loss.
+            static_shapes: bool. False where the shapes need not be known before the
+                values are, as XLA wants them: the blocked loss then skips padding.
 
         Returns:
-            dict by pair of float32 `(batch,)`, nats, not weighted.
+            tuple of float32 `(batch,)`, nats, the weighted sum of the pairs; and of a
+            dict by pair of the same, not weighted. The gradient of the blocked loss
+            flows through the sum only.
         """
-        return relation_losses(
-            y_true,
-            y_pred,
-            y_true["padding_mask"],
-            self.relation_heads(y_true, y_pred),
-            self.pairs,
+        num_relation_heads = self.relation_heads(y_true, y_pred)
+        weights = {pair: self.relation_weights[pair] for pair in self.pairs}
+        if self.blocked:
+            return blocked_relation_losses(
+                y_true,
+                y_pred,
+                y_true["padding_mask"],
+                num_relation_heads,
+                weights,
+                block_size=self.block_size,
+                static_shapes=static_shapes,
+            )
+        pair_losses = relation_losses(
+            y_true, y_pred, y_true["padding_mask"], num_relation_heads, self.pairs
         )
-
-    def weighted_sum(self, pair_losses):
-        """Sums divergences with their weights."""
-        return sum(
-            self.relation_weights[pair] * losses for pair, losses in pair_losses.items()
-        )
+        losses = sum(weights[pair] * values for pair, values in pair_losses.items())
+        return losses, pair_losses
 
     def relation_heads(self, y_true, y_pred):
         raise NotImplementedError
 
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "blocked": self.blocked,
+            "block_size": self.block_size,
+        }
+
     def __call__(self, y_true, y_pred, sample_weight=None):
         # Without the base class's cast: a bfloat16 mask would round its counts.
-        pair_losses = self.pair_losses(y_true, y_pred)
-        losses = self.weighted_sum(pair_losses)  # b
+        losses, _ = self.sequence_losses(y_true, y_pred)
         if sample_weight is not None:
             losses = losses * ops.cast(sample_weight, losses.dtype)
         if self.reduction in (None, "none"):
@@ -137,6 +172,11 @@ class RelationLoss(_PairLoss):
         num_relation_heads: int. `A_r` in the paper; must divide both `hidden_dim`s.
         relation_weights: dict of float by pair of letters q, k, v; `alpha_ij` in
             the paper. Defaults to `{"qq": 1.0, "kk": 1.0, "vv": 1.0}`.
+        blocked: bool. Whether loss and gradient are formed block by block, so that
+            memory does not grow with the number of relation heads, or with the plain
+            formula, which holds every relation and has second derivatives.
+        block_size: int, relations of a pair (one head of one sequence each) that are
+            held at a time. Defaults to what suits the device.
         name: str.
         reduction: `"sum_over_batch_size"` (the mean over sequences), `"sum"` or None.
 
@@ -162,11 +202,13 @@ class RelationLoss(_PairLoss):
         self,
         num_relation_heads,
         relation_weights=None,
+        blocked=True,
+        block_size=None,
         name="relation_loss",
         reduction="sum_over_batch_size",
         **kwargs,
     ):
-        super().__init__(name=name, reduction=reduction, **kwargs)
+        super().__init__(blocked, block_size, name, reduction, **kwargs)
         if (
             isinstance(num_relation_heads, bool)
             or not isinstance(num_relation_heads, int)
@@ -205,6 +247,8 @@ class AttentionValueLoss(_PairLoss):
     attention heads, so both models must have the same number of them.
 
     Args:
+        blocked: as for `RelationLoss`.
+        block_size: as for `RelationLoss`.
         name: str.
         reduction: `"sum_over_batch_size"` (the mean over sequences), `"sum"` or None.
 
@@ -223,9 +267,14 @@ class AttentionValueLoss(_PairLoss):
     """
 
     def __init__(
-        self, name="attention_value_loss", reduction="sum_over_batch_size", **kwargs
+        self,
+        blocked=True,
+        block_size=None,
+        name="attention_value_loss",
+        reduction="sum_over_batch_size",
+        **kwargs,
     ):
-        super().__init__(name=name, reduction=reduction, **kwargs)
+        super().__init__(blocked, block_size, name, reduction, **kwargs)
         self.relation_weights = {"qk": 1.0, "vv": 1.0}
 
     def relation_heads(self, y_true, y_pred):

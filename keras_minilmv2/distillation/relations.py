@@ -14,7 +14,7 @@ from keras import ops
 PROJECTION_OF_LETTER = {"q": "query", "k": "key", "v": "value"}
 
 # Not -inf: a padded column would then add 0 * (-inf + inf) = nan to the KL.
-_MASKED_LOGIT = -1e9
+MASKED_LOGIT = -1e9
 
 
 def split_relation_heads(vectors, num_relation_heads):
@@ -60,7 +60,7 @@ def relation_log_probs(left, right, padding_mask):
     scale = 1.0 / math.sqrt(left.shape[-1])
     logits = ops.einsum("bald,bamd->balm", left * scale, right)
     keep = ops.cast(padding_mask, "bool")[:, None, None, :]
-    return ops.log_softmax(ops.where(keep, logits, _MASKED_LOGIT), axis=-1)
+    return ops.log_softmax(ops.where(keep, logits, MASKED_LOGIT), axis=-1)
 
 
 def relation_kl(teacher_log_probs, student_log_probs, padding_mask):

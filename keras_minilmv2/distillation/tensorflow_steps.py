@@ -36,10 +36,7 @@ class TensorFlowSteps:
     def test_step(self, data):
         """The loss on one batch, without dropout, in one replica."""
         inputs = self._inputs(data)
-        pair_losses = self._pair_losses(
-            inputs, self._teacher_relations(inputs), training=False
-        )
-        self._update_metrics(self.relation_loss.weighted_sum(pair_losses), pair_losses)
+        self._update_metrics(*self._held_out_losses(inputs))
         return self.get_metrics_result()
 
     def make_train_function(self, force=False):
@@ -69,13 +66,16 @@ class TensorFlowSteps:
             or tf.config.list_logical_devices("TPU")
         )
 
+    @property
+    def _needs_static_shapes(self):
+        return bool(self.jit_compile)
+
+    def _held_out_losses(self, inputs):
+        y_true = self._teacher_relations(inputs)
+        return self._sequence_losses(inputs, y_true, training=False)
+
     def _compiled_test_step(self):
-        @tf.function(jit_compile=True)
-        def losses(inputs):
-            pair_losses = self._pair_losses(
-                inputs, self._teacher_relations(inputs), training=False
-            )
-            return self.relation_loss.weighted_sum(pair_losses), pair_losses
+        losses = tf.function(self._held_out_losses, jit_compile=True)
 
         def step(data):
             self._update_metrics(*losses(self._inputs(data)))
@@ -227,8 +227,7 @@ class TensorFlowSteps:
     def _micro_gradients(self, inputs):
         y_true = self._teacher_relations(inputs)
         with tf.GradientTape() as tape:
-            pair_losses = self._pair_losses(inputs, y_true, training=True)
-            losses = self.relation_loss.weighted_sum(pair_losses)
+            losses, pair_losses = self._sequence_losses(inputs, y_true, training=True)
             # The mean over the global batch: micro-batches and replicas are summed.
             num_replicas = self.distribute_strategy.num_replicas_in_sync
             share = tf.reduce_mean(losses) / (num_replicas * self.accumulation_steps)

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 from keras import ops
 
-
 # A loss scale of 2**15 is down to 1e-4 after 28 halvings.
 _MOST_SKIPPED_IN_A_ROW = 100
 

@@ -5,9 +5,9 @@ import numpy as np
 LETTERS = {"q": "query", "k": "key", "v": "value"}
 
 
-def softmax(row):
-    exponentials = np.exp(row - row.max())
-    return exponentials / exponentials.sum()
+def log_softmax(row):
+    row = row - row.max()
+    return row - np.log(np.exp(row).sum())
 
 
 def relation_loss(teacher, student, padding_mask, num_relation_heads, weights):
@@ -19,16 +19,16 @@ def relation_loss(teacher, student, padding_mask, num_relation_heads, weights):
         for pair, weight in weights.items():
             kl = 0.0
             for a in range(num_relation_heads):
-                p = relation(teacher, b, real, pair, a, num_relation_heads)
-                q = relation(student, b, real, pair, a, num_relation_heads)
+                p = log_relation(teacher, b, real, pair, a, num_relation_heads)
+                q = log_relation(student, b, real, pair, a, num_relation_heads)
                 for t in range(len(real)):
-                    kl += np.sum(p[t] * (np.log(p[t]) - np.log(q[t])))
+                    kl += np.sum(np.exp(p[t]) * (p[t] - q[t]))
             if len(real):
                 total += weight * kl / (num_relation_heads * len(real))
     return total / batch
 
 
-def relation(vectors, b, real, pair, a, num_relation_heads):
+def log_relation(vectors, b, real, pair, a, num_relation_heads):
     slices = []
     for letter in pair:
         x = np.asarray(vectors[LETTERS[letter]], "float64")[b]
@@ -37,7 +37,7 @@ def relation(vectors, b, real, pair, a, num_relation_heads):
         slices.append(x[:, a * width : (a + 1) * width])
     rows, columns = slices
     logits = rows @ columns.T / np.sqrt(rows.shape[1])
-    return [softmax(row) for row in logits]
+    return [log_softmax(row) for row in logits]
 
 
 def vectors(generator, batch, length, num_heads, head_dim):

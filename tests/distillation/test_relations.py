@@ -15,6 +15,14 @@ PAIRS = [rows + columns for rows in "qkv" for columns in "qkv"]
 LENGTH = 7
 
 
+@pytest.fixture(
+    params=[{"blocked": False}, {}, {"block_size": 2}],
+    ids=["plain", "blocked", "blocks of two relations"],
+)
+def path(request):
+    return request.param
+
+
 def sample(seed=0, lengths=(7, 4, 1), teacher_heads=(4, 12), student_heads=(3, 8)):
     generator = np.random.default_rng(seed)
     teacher = vectors(generator, len(lengths), LENGTH, *teacher_heads)
@@ -32,31 +40,31 @@ def loss_value(loss, teacher, student, mask):
 
 @pytest.mark.parametrize("num_relation_heads", [1, 2, 6, 24])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_loss_equals_the_oracle_for_each_pair(pair, num_relation_heads):
+def test_loss_equals_the_oracle_for_each_pair(pair, num_relation_heads, path):
     teacher, student, mask = sample()
     value = loss_value(
-        RelationLoss(num_relation_heads, {pair: 1.0}), teacher, student, mask
+        RelationLoss(num_relation_heads, {pair: 1.0}, **path), teacher, student, mask
     )
     expected = relation_loss(teacher, student, mask, num_relation_heads, {pair: 1.0})
     assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_loss_equals_the_oracle_for_weighted_pairs():
+def test_loss_equals_the_oracle_for_weighted_pairs(path):
     weights = {"qq": 0.5, "kv": 2.0, "vk": 1.0, "vv": 0.0}
     teacher, student, mask = sample(1)
-    value = loss_value(RelationLoss(8, weights), teacher, student, mask)
+    value = loss_value(RelationLoss(8, weights, **path), teacher, student, mask)
     expected = relation_loss(teacher, student, mask, 8, weights)
     assert value == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("num_relation_heads", [2, 6])
 @pytest.mark.parametrize("weights", [dict.fromkeys(PAIRS, 1.0), {"qk": 1.0}])
-def test_gradients_equal_differences_of_the_oracle(weights, num_relation_heads):
+def test_gradients_equal_differences_of_the_oracle(weights, num_relation_heads, path):
     teacher, student, mask = sample(2)
     variables = tensors(student)
     with tf.GradientTape() as tape:
         tape.watch(variables)
-        loss = RelationLoss(num_relation_heads, weights)(
+        loss = RelationLoss(num_relation_heads, weights, **path)(
             {**tensors(teacher), "padding_mask": mask}, variables
         )
     gradients = tape.gradient(
@@ -89,14 +97,14 @@ def test_gradients_equal_differences_of_the_oracle(weights, num_relation_heads):
         assert abs(value - slope) <= 1e-5 * max(abs(slope), 0.1 * size)
 
 
-def test_loss_is_zero_when_student_is_teacher():
+def test_loss_is_zero_when_student_is_teacher(path):
     teacher, _, mask = sample()
     weights = dict.fromkeys(PAIRS, 1.0)
-    value = loss_value(RelationLoss(4, weights), teacher, teacher, mask)
+    value = loss_value(RelationLoss(4, weights, **path), teacher, teacher, mask)
     assert value == pytest.approx(0.0, abs=1e-6)
 
 
-def test_loss_is_unchanged_by_padding_to_a_longer_length():
+def test_loss_is_unchanged_by_padding_to_a_longer_length(path):
     teacher, student, mask = sample(lengths=(7, 4, 2))
     generator = np.random.default_rng(4)
 
@@ -108,7 +116,7 @@ def test_loss_is_unchanged_by_padding_to_a_longer_length():
             for name, value in values.items()
         }
 
-    loss = RelationLoss(6)
+    loss = RelationLoss(6, **path)
     short = loss_value(loss, teacher, student, mask)
     long = loss_value(
         loss, longer(teacher), longer(student), np.pad(mask, [(0, 0), (0, 9)])
@@ -116,20 +124,20 @@ def test_loss_is_unchanged_by_padding_to_a_longer_length():
     assert long == pytest.approx(short, rel=1e-6)
 
 
-def test_padding_may_stand_anywhere():
+def test_padding_may_stand_anywhere(path):
     teacher, student, _ = sample()
     mask = np.array([[0, 1, 1, 0, 1, 0, 1]] * 3)
-    value = loss_value(RelationLoss(6), teacher, student, mask)
+    value = loss_value(RelationLoss(6, **path), teacher, student, mask)
     expected = relation_loss(
         teacher, student, mask, 6, {"qq": 1.0, "kk": 1.0, "vv": 1.0}
     )
     assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_loss_is_unchanged_by_the_order_of_the_batch():
+def test_loss_is_unchanged_by_the_order_of_the_batch(path):
     teacher, student, mask = sample()
     order = [2, 0, 1]
-    loss = RelationLoss(6)
+    loss = RelationLoss(6, **path)
     value = loss_value(
         loss,
         {name: x[order] for name, x in teacher.items()},
@@ -139,13 +147,13 @@ def test_loss_is_unchanged_by_the_order_of_the_batch():
     assert value == pytest.approx(loss_value(loss, teacher, student, mask), rel=1e-6)
 
 
-def test_one_token_and_no_token_contribute_nothing_and_stay_finite():
+def test_one_token_and_no_token_contribute_nothing_and_stay_finite(path):
     teacher, student, _ = sample()
     mask = ragged_mask((7, 1, 0), LENGTH)
     variables = tensors(student)
     with tf.GradientTape() as tape:
         tape.watch(variables)
-        loss = RelationLoss(6, reduction=None)(
+        loss = RelationLoss(6, reduction=None, **path)(
             {**tensors(teacher), "padding_mask": mask}, variables
         )
         total = tf.reduce_sum(loss)
@@ -156,21 +164,21 @@ def test_one_token_and_no_token_contribute_nothing_and_stay_finite():
         np.testing.assert_array_equal(gradient.numpy()[2], 0.0)
 
 
-def test_vectors_of_low_precision_give_a_float32_loss():
+def test_vectors_of_low_precision_give_a_float32_loss(path):
     teacher, student, mask = sample()
     low = {n: tf.cast(v, "bfloat16") for n, v in tensors(student).items()}
-    loss = RelationLoss(6)({**tensors(teacher), "padding_mask": mask}, low)
+    loss = RelationLoss(6, **path)({**tensors(teacher), "padding_mask": mask}, low)
     assert loss.dtype == "float32"
     rounded = {n: np.asarray(tf.cast(v, "float32")) for n, v in low.items()}
     assert float(loss) == pytest.approx(
-        loss_value(RelationLoss(6), teacher, rounded, mask), rel=1e-6
+        loss_value(RelationLoss(6, **path), teacher, rounded, mask), rel=1e-6
     )
 
 
-def test_large_logits_do_not_overflow():
+def test_large_logits_do_not_overflow(path):
     teacher, student, mask = sample()
     big = {name: 1e4 * value for name, value in student.items()}
-    assert np.isfinite(loss_value(RelationLoss(6), teacher, big, mask))
+    assert np.isfinite(loss_value(RelationLoss(6, **path), teacher, big, mask))
 
 
 def test_relation_rows_are_distributions_over_real_tokens():
@@ -193,19 +201,19 @@ def test_relation_kl_is_a_mean_over_heads_and_real_tokens():
     np.testing.assert_allclose(relation_kl(p, q, mask), rows.mean((1, 2)), rtol=1e-5)
 
 
-def test_sample_weight_weighs_sequences():
+def test_sample_weight_weighs_sequences(path):
     teacher, student, mask = sample()
     y_true = {**tensors(teacher), "padding_mask": mask}
-    each = RelationLoss(6, reduction=None)(y_true, tensors(student)).numpy()
-    weighted = RelationLoss(6, reduction="sum")(
+    each = RelationLoss(6, reduction=None, **path)(y_true, tensors(student)).numpy()
+    weighted = RelationLoss(6, reduction="sum", **path)(
         y_true, tensors(student), sample_weight=np.array([1.0, 0.0, 2.0])
     )
     assert float(weighted) == pytest.approx(each[0] + 2 * each[2], rel=1e-6)
 
 
-def test_attention_value_loss_is_attention_and_value_relation_of_minilm():
+def test_attention_value_loss_is_attention_and_value_relation_of_minilm(path):
     teacher, student, mask = sample(teacher_heads=(4, 6), student_heads=(4, 3))
-    value = loss_value(AttentionValueLoss(), teacher, student, mask)
+    value = loss_value(AttentionValueLoss(**path), teacher, student, mask)
     expected = relation_loss(teacher, student, mask, 4, {"qk": 1.0, "vv": 1.0})
     assert value == pytest.approx(expected, rel=1e-5)
 
