@@ -98,8 +98,8 @@ def blocked_relation_losses(
                 upstream = upstream[0]
             scale = (upstream * share)[:, None, None, None]
             return tuple(
-                _no_second_derivative(_joined(scale * slope, value), value)
-                for slope, value in zip(slopes, vectors, strict=True)
+                _no_second_derivative(_joined(scale * slopes[name], value), value)
+                for name, value in zip(names, vectors, strict=True)
             )
 
         return (losses, *pair_losses), gradient
@@ -189,7 +189,7 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
         static_shapes: bool. Else a block ends at its last real token.
 
     Returns:
-        tuple of a list by pair of `(batch,)` and a list by projection of slopes in
+        tuple of a list by pair of `(batch,)` and a dict by projection of slopes in
         the student's layout.
     """
     batch, num_heads, length, _ = next(iter(student.values())).shape
@@ -223,8 +223,8 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
         )
         if not static_shapes:
             rest = ((0, 0), (0, 0), (0, ops.shape(mask)[2] - end), (0, 0))
-            slopes = [ops.pad(slope, rest) for slope in slopes]
-        return tuple(sums), tuple(slopes)
+            slopes = {name: ops.pad(slope, rest) for name, slope in slopes.items()}
+        return tuple(sums), slopes
 
     blocks = (
         {name: cut(x, heads) for name, x in teacher.items()},
@@ -237,10 +237,10 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
 
         specs = (
             tuple(tf.TensorSpec((sequences,)) for _ in relation_weights),
-            tuple(
-                tf.TensorSpec((sequences, heads, length, x.shape[-1]))
-                for x in student.values()
-            ),
+            {
+                name: tf.TensorSpec((sequences, heads, length, x.shape[-1]))
+                for name, x in student.items()
+            },
         )
         # `ops.map` would hold ten blocks at a time. Two keep two cores busy.
         sums, slopes = tf.map_fn(
@@ -253,7 +253,7 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
         ops.reshape(ops.sum(ops.reshape(x, (-1, groups, sequences)), axis=1), (-1,))
         for x in sums
     ]
-    return sums, [join(x) for x in slopes]
+    return sums, {name: join(x) for name, x in slopes.items()}
 
 
 def _block(teacher, student, mask, relation_weights):
@@ -266,7 +266,7 @@ def _block(teacher, student, mask, relation_weights):
         relation_weights: dict of float by pair.
 
     Returns:
-        tuple of a list by pair of `(sequences,)` and a list by projection of slopes
+        tuple of a list by pair of `(sequences,)` and a dict by projection of slopes
         of the weighted sum.
     """
     sums, slopes = [], dict.fromkeys(student, 0.0)
@@ -282,7 +282,7 @@ def _block(teacher, student, mask, relation_weights):
         keep = weight * mask
         slopes[rows] += keep * ops.matmul(difference, v)
         slopes[columns] += ops.matmul(ops.swapaxes(difference, -1, -2), keep * u)
-    return sums, list(slopes.values())
+    return sums, slopes
 
 
 def _logits(rows, columns, mask):

@@ -1,0 +1,251 @@
+"""The benchmarks run; numbers are not looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import harness  # noqa: E402
+import profile_step  # noqa: E402
+import train_step  # noqa: E402
+import write_results  # noqa: E402
+
+WORKS = """
+import time
+from worker import Work, serve
+
+def sleeping(seconds, fails_at=None):
+    print("what a library has to say")
+    runs = []
+
+    def run(key=""):
+        runs.append(key)
+        if len(runs) == fails_at:
+            raise ValueError("no more")
+        time.sleep(seconds)
+
+    return Work(run, {"slept": seconds}, lambda: {"runs": runs})
+
+def holding(num_bytes):
+    held = []
+    return Work(lambda: held.append(b"x" * num_bytes))
+
+serve({"sleeping": sleeping, "holding": holding})
+"""
+
+
+@pytest.fixture
+def competitor(tmp_path):
+    script = tmp_path / "works.py"
+    script.write_text(WORKS)
+    path = {"PYTHONPATH": str(BENCHMARKS)}
+
+    def make(work, memory_limit=None, **options):
+        return harness.Competitor(
+            str(script), work, options, environment=path, memory_limit=memory_limit
+        )
+
+    return make
+
+
+def test_competitors_take_turns(competitor):
+    results = harness.measure(
+        {
+            "slow": competitor("sleeping", seconds=0.05),
+            "fast": competitor("sleeping", seconds=0.0),
+        },
+        repeats=4,
+        warm_ups=1,
+        keys=("a", "b"),
+    )
+    assert list(results) == ["slow", "fast"]
+    for result in results.values():
+        assert {key: len(times) for key, times in result["seconds"].items()} == {
+            "a": 4,
+            "b": 4,
+        }
+        assert result["runs"] == ["a"] * 5 + ["b"] * 5
+        assert 0 < result["memory"] <= result["peak_memory"]
+    assert results["slow"]["slept"] == 0.05
+    assert harness.median(results["slow"], "a") >= 0.05
+    assert float(harness.times_faster(results["fast"], results["slow"], "a")) > 1
+
+
+def test_a_budget_ends_repeats(competitor):
+    slow = {"slow": competitor("sleeping", seconds=0.02)}
+    (result,) = harness.measure(slow, 50, budget=0.0).values()
+    assert len(result["seconds"][""]) == 3
+    assert len(result["runs"]) == 4
+
+
+def test_a_failure_is_a_result_and_the_others_go_on(competitor):
+    results = harness.measure(
+        {
+            "fails": competitor("sleeping", seconds=0.0, fails_at=2),
+            "absent": harness.Competitor("", "", {}, python=None),
+            "large": competitor("holding", memory_limit=10**8, num_bytes=3 * 10**8),
+            "runs": competitor("sleeping", seconds=0.1),
+        },
+        repeats=2,
+        warm_ups=1,
+    )
+    assert results["fails"] == {"error": "ValueError: no more"}
+    assert results["absent"] == {"error": "not measured"}
+    assert results["large"] == {"error": "above the memory limit"}
+    assert len(results["runs"]["seconds"][""]) == 2
+    assert harness.milliseconds(results["large"]) == "above the memory limit"
+    assert harness.times_faster(results["fails"], results["runs"]) == "not measured"
+
+
+def test_peak_memory_is_the_process_own(competitor):
+    # What this process holds does not count.
+    ballast = bytearray(b"x") * 10**8
+    work = {"holding": competitor("holding", num_bytes=10**7)}
+    (result,) = harness.measure(work, 2, warm_ups=0).values()
+    del ballast
+    assert result["memory"] + 2e7 <= result["peak_memory"] < 9e7
+
+
+def test_the_largest_batch_is_found_with_few_trials():
+    trials = []
+
+    def peak(batch):
+        trials.append(batch)
+        return 7e8 + 2e7 * batch if batch < 700 else None
+
+    peaks = {}
+    assert 367 <= 343 + 24 and 343 <= train_step.largest_that_fits(peak, 8e9, peaks)
+    assert train_step.largest_that_fits(peak, 8e9, peaks) <= 364
+    assert 650 <= train_step.largest_that_fits(peak, 16e9, peaks) < 700
+    assert train_step.largest_that_fits(peak, 7.1e8, {}) == 0
+    assert train_step.largest_that_fits(lambda batch: None, 8e9, {}) == 0
+    assert len(trials) < 20
+    assert len(set(peaks)) == len(peaks)
+
+
+def test_shares_of_a_profile_add_up():
+    steps = [(0, 100), (200, 300)]
+    threads = [
+        [(10, 60, "outer"), (20, 40, "inner"), (200, 210, "outer"), (150, 160, "no")],
+        [(30, 50, "other")],
+    ]
+    shares = profile_step.wall_shares(steps, threads)
+    idle = profile_step.IDLE
+    assert shares == pytest.approx(
+        {
+            "outer": (10 + 5 + 10 + 10) / 200,
+            "inner": (10 + 5) / 200,
+            "other": (5 + 5) / 200,
+            (idle, idle): (10 + 40 + 90) / 200,
+        }
+    )
+    rows = profile_step.rows_of(dict(shares), 1.0)
+    assert rows[-1] == ["together", "100.0", "1,000"]
+    assert round(sum(float(row[1]) for row in rows[:-1]), 1) == 100.0
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("while/part_gradients/part_teacher/layer/MatMul", "teacher"),
+        ("while/part_gradients/part_student/MatMul", "student forward"),
+        ("gradient_tape/part_gradients/part_student/MatMul", "student backward"),
+        ("part_student/part_relations/map/MatMul", "relation loss and its gradient"),
+        ("part_gradients/UnsortedSegmentSum", "student backward"),
+        ("while/Mul", "data and the rest of the graph"),
+    ],
+)
+def test_operations_belong_to_parts(name, part):
+    assert profile_step.part_of(name) == part
+
+
+def written(benchmark, **changes):
+    return {
+        "benchmark": benchmark,
+        "date": "2000-01-02",
+        "command": f"python benchmarks/{benchmark}.py",
+        "environment": harness.environment(),
+        "load_at_start": 0.25,
+        "options": {"repeats": 5, "seed": 0},
+        "notes": ["A note."],
+        "tables": [{"title": "Times", "header": ["what", "ms"], "rows": [["a", "12"]]}],
+        "measurements": [],
+        **changes,
+    }
+
+
+def test_results_are_written_in_order(tmp_path, monkeypatch):
+    files = []
+    for name in ("growth", "relation_loss"):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(written(name)))
+    output = tmp_path / "RESULTS.md"
+    monkeypatch.setattr(
+        sys, "argv", ["", *map(str, files), "--output", str(output)]
+    )
+    write_results.main()
+    text = output.read_text()
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert titles == list(write_results.SECTIONS.values())
+    loss, step, *_ = text.split("\n## ")[1:]
+    assert "2000-01-02" in loss
+    assert "python benchmarks/relation_loss.py\n" in loss
+    assert "| a    | 12 |" in loss
+    assert step == "The whole step, and the floor\n\nNot measured.\n"
+    with pytest.raises(ValueError, match="`json` must be of one of relation_loss"):
+        write_results.results([written("nothing")])
+
+
+def test_every_command_of_the_results_is_there():
+    assert write_results.COMMANDS.keys() == write_results.SECTIONS.keys()
+    for command in write_results.COMMANDS.values():
+        assert (BENCHMARKS / command.split()[0]).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "relation_loss.py",
+        "train_step.py --policies float32",
+        "train_step.py --paper-batch --policies mixed_bfloat16",
+        "train_step.py --largest-batch --policies float32",
+        "profile_step.py",
+        "growth.py",
+        "inputs.py",
+        "inference.py",
+    ],
+)
+def test_benchmarks_run(command, tmp_path):
+    file = tmp_path / "out.json"
+    script, *options = command.split()
+    subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *options]
+        + ["--smoke", "--repeats", "1", "--json", str(file)],
+        check=True,
+    )
+    text = write_results.results([json.loads(file.read_text())])
+    assert "failed" not in text
+
+
+@pytest.mark.slow
+def test_prepare_is_measured(tmp_path, data_dir):
+    file = tmp_path / "out.json"
+    text = data_dir / "corpus" / "en" / "novel_Schreiner_Trooper_1897.txt"
+    subprocess.run(
+        [sys.executable, str(BENCHMARKS / "inputs.py"), "--smoke", "--repeats", "1"]
+        + ["--text", str(text), "--vocabularies", str(data_dir / "vocab")]
+        + ["--json", str(file)],
+        check=True,
+    )
+    tables = json.loads(file.read_text())["tables"]
+    assert [row[:2] for row in tables[-1]["rows"]] == [
+        [family, what]
+        for family in ("BERT", "RoBERTa")
+        for what in ("tokenizers", "keras-minilmv2 prepare")
+    ]
