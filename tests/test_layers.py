@@ -16,14 +16,19 @@ RANKS = {
     "training": 3,
     "data": 3,
     "evaluation": 3,
+    "serving": 3,
     "recipes": 4,
     "report": 4,
     "runs": 5,
+    "fine_tuning_runs": 5,
+    "shrinking": 5,
+    "planning": 5,
     "info": 5,
     "demo": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 9,
+    "commands": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 10,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,53 @@
+"""`keras-minilmv2 distill`."""
+
+from keras_minilmv2.commands.parsing import (
+    add_assignments,
+    add_command,
+    add_overwrite,
+)
+
+
+def add(commands):
+    """Adds the command to a parser."""
+    command = add_command(
+        commands,
+        "distill",
+        run,
+        "distil a teacher into a student, as a recipe says",
+        """
+  keras-minilmv2 distill recipes/bert_base_l6_h384.py --output-dir out/l6_h384
+  keras-minilmv2 distill recipes/demo.py --output-dir out/mine \\
+      --set corpus=my_texts,more.txt.gz --set total_steps=1000
+  zcat dump.gz | keras-minilmv2 distill recipes/demo.py --output-dir out/mine \\
+      --set corpus=-""",
+    )
+    command.add_argument(
+        "recipe", help="a .py file that sets `recipe`, or a .json file"
+    )
+    command.add_argument("--output-dir", required=True, metavar="DIR")
+    add_assignments(command)
+    command.add_argument(
+        "--decode-errors",
+        choices=("strict", "replace"),
+        help="what becomes of bytes that are not UTF-8; short for "
+        "--set decode_errors=...",
+    )
+    add_overwrite(command)
+
+
+def run(options):
+    """Runs a recipe."""
+    from keras_minilmv2.recipes import load_recipe
+    from keras_minilmv2.runs import distill
+
+    recipe = load_recipe(options.recipe).override(options.assignments)
+    if options.decode_errors:
+        recipe = recipe.override([f"decode_errors={options.decode_errors}"])
+    result = distill(recipe, options.output_dir, overwrite=options.overwrite)
+    if not result.finished:
+        return
+    before, *_, after = result.history.series("held_out_loss")[1]
+    print(f"Held-out relation loss: {before:.4f} nats before, {after:.4f} after.")
+    print(
+        f"Written: {result.output_dir / 'student'}, {result.output_dir / 'report.md'}"
+    )

@@ -1,0 +1,55 @@
+"""What the parsers of the commands share."""
+
+import argparse
+
+
+def add_command(commands, name, run, summary, examples):
+    """Adds the parser of a command.
+
+    Args:
+        commands: what `add_subparsers` gave.
+        name: str.
+        run: function of the parsed options.
+        summary: str. A line that begins in lower case.
+        examples: str. Lines to be shown as they are.
+    """
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="examples:" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--traceback", action="store_true", help="show where an error came from"
+    )
+    return command
+
+
+def add_overwrite(command, what="the run"):
+    """Adds `--overwrite`."""
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help=f"replace {what} that the output directory holds",
+    )
+
+
+def add_assignments(command):
+    """Adds `--set`."""
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="FIELD=VALUE",
+        help="change one field of the recipe; may be repeated",
+    )
+
+
+def print_facts(facts):
+    """Prints pairs of a name and a value, the values below each other."""
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")
