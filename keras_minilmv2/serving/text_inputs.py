@@ -1,0 +1,183 @@
+"""Raw strings to the inputs of an encoder, as a graph of TensorFlow ops.
+
+The token ids are those of training: text becomes no special token, other Unicode
+spaces are plain ones for WordPiece, byte pairs are GPT-2's.
+"""
+
+import keras_hub
+import tensorflow as tf
+
+from keras_minilmv2.serving.byte_pair import BytePairGraph
+
+# Unicode's spaces and separators of lines and paragraphs, the ASCII ones left out.
+_SPACES = "[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+# These double the end token between two texts and number no segments.
+_WITHOUT_SEGMENTS = (
+    keras_hub.models.RobertaTokenizer,
+    keras_hub.models.XLMRobertaTokenizer,
+)
+
+
+class TextInputs:
+    """Tokenizes and packs one text or two a row.
+
+    One text is start, text, end. Two are start, text, end, text, end, with a second
+    end token in the middle for RoBERTa and XLM-R, and segment ids 0 and 1 for the
+    others. What does not fit is cut from the end, of two texts from the longer one,
+    as keras-nlp's round robin does. Bytes that are not UTF-8 become U+FFFD.
+
+    Args:
+        tokenizer: a keras-nlp tokenizer.
+        sequence_lengths: increasing tuple of int. A batch is padded to the smallest
+            that holds its longest row; text beyond the last one is cut.
+        num_texts: int, 1 or 2.
+        segment_ids: bool. Whether the encoder reads them.
+
+    Raises:
+        ValueError: if the tokenizer pads, truncates or adds special tokens itself, or
+            a sequence length leaves no room for text.
+        TypeError: if the tokenizer has no start, end and pad token.
+    """
+
+    def __init__(self, tokenizer, sequence_lengths, num_texts, segment_ids):
+        _check_tokenizer(tokenizer)
+        self._start = [tokenizer.start_token_id]
+        self._end = [tokenizer.end_token_id]
+        self._pad = tokenizer.pad_token_id
+        has_segments = not isinstance(tokenizer, _WITHOUT_SEGMENTS)
+        self._between = self._end if has_segments else self._end * 2
+        self._second_segment = 1 if has_segments else 0
+        self._lengths = sequence_lengths
+        self._segment_ids = segment_ids
+        self._num_special = 2 + (num_texts - 1) * len(self._between)
+        if sequence_lengths[0] < self._num_special + num_texts:
+            raise ValueError(
+                f"`sequence_length` must be at least {self._num_special + num_texts}: "
+                f"{self._num_special} special tokens and a token of each text. "
+                f"Received: sequence_length={sequence_lengths[0]}."
+            )
+        self._is_word_piece = isinstance(
+            tokenizer, keras_hub.tokenizers.WordPieceTokenizer
+        )
+        if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
+            self._tokenize = BytePairGraph(tokenizer, sequence_lengths[-1])
+        else:
+            self._tokenize = _without_special_tokens_in_text(tokenizer)
+            # Keras exports no layer that was never called.
+            self._tokenize(["a"])
+        # A graph in eager calls too, where keras-hub has another tokenizer.
+        self._packed = tf.function(
+            self._pack,
+            input_signature=[tf.TensorSpec([None], tf.string)] * num_texts,
+            autograph=False,
+        )
+
+    @property
+    def trackable(self):
+        """What holds the vocabulary, for an export archive to track."""
+        return self._tokenize
+
+    def __call__(self, *texts):
+        """Packs a batch.
+
+        Args:
+            *texts: string tensors `(batch,)`, as many as `num_texts`.
+
+        Returns:
+            dict of int32 `(batch, length)`: `"token_ids"`, `"padding_mask"` (1 = real
+            token) and, where the encoder reads them, `"segment_ids"`.
+        """
+        return self._packed(*texts)
+
+    def _pack(self, *texts):
+        segments = [self._tokenize(self._cleaned(text)) for text in texts]
+        if len(segments) == 1:
+            (segment,) = segments
+            segment = segment[:, : self._lengths[-1] - self._num_special]
+            parts, numbers = [self._start, segment, self._end], [0, 0, 0]
+        else:
+            first, second = self._trimmed(*segments)
+            parts = [self._start, first, self._between, second, self._end]
+            one = self._second_segment
+            numbers = [0, 0, 0, one, one]
+        num_rows = tf.shape(texts[0])[0]
+        parts = [
+            tf.tile([part], [num_rows, 1]) if isinstance(part, list) else part
+            for part in parts
+        ]
+        rows = tf.concat(parts, axis=1)
+        num_tokens = rows.row_lengths()
+        length = self._length(num_tokens)
+        inputs = {
+            "token_ids": rows.to_tensor(self._pad, shape=tf.stack([-1, length])),
+            "padding_mask": tf.sequence_mask(num_tokens, length, tf.int32),
+        }
+        if self._segment_ids:
+            ids = [
+                tf.ones_like(part) * number
+                for part, number in zip(parts, numbers, strict=True)
+            ]
+            ids = tf.concat(ids, axis=1)
+            inputs["segment_ids"] = ids.to_tensor(shape=tf.stack([-1, length]))
+        return inputs
+
+    def _cleaned(self, text):
+        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+        if self._is_word_piece:
+            text = tf.strings.regex_replace(text, _SPACES, " ")
+        return text
+
+    def _trimmed(self, first, second):
+        """Cuts two texts to what fits, a token at a time from the longer one."""
+        room = tf.constant(self._lengths[-1] - self._num_special, tf.int64)
+        lengths = first.row_lengths(), second.row_lengths()
+        for_first = tf.minimum(
+            lengths[0], tf.maximum((room + 1) // 2, room - lengths[1])
+        )
+        for_second = tf.minimum(lengths[1], room - for_first)
+        return _heads(first, for_first), _heads(second, for_second)
+
+    def _length(self, num_tokens):
+        """The length that a batch is padded to."""
+        if len(self._lengths) == 1:
+            return self._lengths[0]
+        # An empty batch has no longest row.
+        longest = tf.reduce_max(tf.concat([[0], tf.cast(num_tokens, tf.int32)], axis=0))
+        lengths = tf.constant(self._lengths)
+        return tf.gather(lengths, tf.searchsorted(lengths, [longest])[0])
+
+
+def _heads(rows, num_tokens):
+    """The first tokens of each row."""
+    begins = rows.row_starts()
+    return tf.gather(rows.values, tf.ragged.range(begins, begins + num_tokens))
+
+
+def _check_tokenizer(tokenizer):
+    for name in ("start_token_id", "end_token_id", "pad_token_id"):
+        if getattr(tokenizer, name, None) is None:
+            raise TypeError(
+                f"`tokenizer` must have a `{name}`. "
+                f"Received: tokenizer of type {type(tokenizer).__name__}."
+            )
+    for name in ("sequence_length", "add_bos", "add_eos"):
+        if getattr(tokenizer, name, None):
+            raise ValueError(
+                f"`tokenizer` must not set `{name}`: packing does it. "
+                f"Received: {name}={getattr(tokenizer, name)}."
+            )
+
+
+def _without_special_tokens_in_text(tokenizer):
+    """The tokenizer, or one like it for which `"[MASK]"` in a text is plain text."""
+    if not getattr(tokenizer, "special_tokens_in_strings", False):
+        return tokenizer
+    return type(tokenizer).from_config(
+        {
+            **tokenizer.get_config(),
+            "vocabulary": tokenizer.get_vocabulary(),
+            # get_config of keras-hub 0.32 lacks it.
+            "split_on_cjk": tokenizer.split_on_cjk,
+            "special_tokens_in_strings": False,
+        }
+    )

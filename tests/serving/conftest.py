@@ -1,0 +1,17 @@
+import functools
+import sys
+from pathlib import Path
+
+import pytest
+
+# Small backbones and tokenizers.
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("backbones", "data")]
+
+
+@pytest.fixture(scope="session")
+def export_of(tmp_path_factory):
+    """The export of a small backbone, by the kind of its tokenizer."""
+    from small_exports import small_export
+
+    directory = tmp_path_factory.mktemp("exports")
+    return functools.cache(lambda kind: small_export(directory / kind, kind))
