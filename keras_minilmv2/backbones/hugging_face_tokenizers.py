@@ -216,7 +216,8 @@ def _albert_arguments(preset, settings, saved):
     """Arguments of a tokenizer with ALBERT's vocabulary."""
     if saved is None:
         model = spm.read_model(_require(preset, "spiece.model"))
-        _discourage_number_commas(model)
+        if not spm.is_folded(model.normalizer_spec.precompiled_charsmap):
+            _discourage_number_commas(model)
         steps = {"Lowercase", "StripAccents"}
     else:
         vocabulary = saved["model"]["vocab"]
@@ -242,8 +243,12 @@ def _albert_arguments(preset, settings, saved):
             pad_id=names.index("<pad>") if "<pad>" in names else -1,
         )
         steps = {step["type"] for step in _steps(saved["normalizer"])}
+    table = model.normalizer_spec.precompiled_charsmap
+    # The table of an exported tokenizer is all the cleaning there is.
+    if steps == {"Precompiled"} or spm.is_folded(table):
+        return {"proto": model.SerializeToString()}
     model.normalizer_spec.precompiled_charsmap = spm.folded_charsmap(
-        model.normalizer_spec.precompiled_charsmap,
+        table,
         lowercase=settings.get("do_lower_case", "Lowercase" in steps),
         strip_accents=not settings.get("keep_accents", "StripAccents" not in steps),
     )

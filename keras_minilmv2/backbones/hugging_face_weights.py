@@ -1,4 +1,8 @@
-"""Weights of a Hugging Face model in a keras-nlp backbone.
+"""Weights of a Hugging Face model in a keras-nlp backbone, and the other way round.
+
+The converters of keras-hub say which weight belongs to which variable. `WeightLoader`
+answers them with the weights of a directory; `encoder_weights` walks through the same
+converters to collect a backbone's weights under their names in transformers.
 
 Reads the modules `keras_hub.src.utils.transformers.convert_*` and
 `SafetensorLoader`, checked on keras-hub 0.32.
@@ -18,7 +22,7 @@ from keras_hub.src.utils.transformers import (
 from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
 from keras_minilmv2.backbones import hugging_face_electra
-from keras_minilmv2.backbones.families import FAMILIES
+from keras_minilmv2.backbones.families import FAMILIES, family_of
 from keras_minilmv2.backbones.preset_files import (
     find_file,
     first_line,
@@ -57,6 +61,7 @@ _OTHER_WEIGHTS_FILES = (
 
 # In every family the first weight of the encoder.
 _TOKEN_EMBEDDING = "embeddings.word_embeddings.weight"
+_SEGMENT_EMBEDDING = "embeddings.token_type_embeddings.weight"
 
 
 def hugging_face_family(preset, config):
@@ -131,8 +136,7 @@ class WeightLoader(SafetensorLoader):
     def __init__(self, preset, model_type):
         super().__init__(preset)
         self.pooler_is_missing = False
-        # transformers has XLM-R under the name of its base class.
-        self._scope = model_type.removeprefix("xlm-") + "."
+        self._scope = scope_of(model_type)
         self._names = self._read_names()
         self.prefix = self._find_prefix()
 
@@ -213,6 +217,77 @@ class WeightLoader(SafetensorLoader):
         keras_variable.assign(tensor)
 
 
+def encoder_weights(backbone):
+    """Weights of a backbone by their names in transformers, without a scope.
+
+    `load_hugging_face_backbone` reads them back bit for bit.
+
+    Args:
+        backbone: a keras-nlp backbone of a supported family.
+
+    Returns:
+        dict of float32 arrays.
+
+    Raises:
+        TypeError: if the backbone is of no supported family.
+        ValueError: if a layer has fewer heads than the config says.
+    """
+    family = family_of(backbone)
+    collector = _WeightCollector(family, backbone.hidden_dim)
+    _CONVERTERS[family.model_type].convert_weights(backbone, collector, {})
+    return collector.weights
+
+
+def scope_of(model_type):
+    """What stands before an encoder's names in a model with a head."""
+    # transformers has XLM-R under the name of its base class.
+    return model_type.removeprefix("xlm-") + "."
+
+
+class _WeightCollector:
+    """Takes the place of a loader in a converter and collects what it asks for."""
+
+    def __init__(self, family, hidden_dim):
+        self._scope = scope_of(family.model_type)
+        self._hidden_dim = hidden_dim
+        # The rows of the padding token, which RobertaBackbone does without.
+        self._num_padding_rows = 2 if family.name in ("RoBERTa", "XLM-R") else 0
+        self.weights = {}
+        if self._num_padding_rows:
+            self.weights[_SEGMENT_EMBEDDING] = np.zeros((1, hidden_dim), "float32")
+
+    def get_tensor(self, hf_weight_key):
+        """The converters of BERT and XLM-R look at two weights before they begin."""
+        if hf_weight_key != _SEGMENT_EMBEDDING:
+            raise KeyError(hf_weight_key)  # LayerNorm.gamma, an old name.
+        # XLM-R's adds it to the positions; adding -0.0 changes no bit.
+        return -self.weights[_SEGMENT_EMBEDDING]
+
+    def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
+        """Undoes what a converter does: it transposes and splits heads."""
+        tensor = np.asarray(keras_variable, dtype="float32")
+        key = hf_weight_key.removeprefix(self._scope)
+        if key == "embeddings.position_embeddings.weight":
+            tensor = np.pad(tensor, ((self._num_padding_rows, 0), (0, 0)))
+        elif hook_fn is not None and key.endswith(".bias"):
+            tensor = tensor.reshape(-1)
+        elif hook_fn is not None:
+            if tensor.ndim == 3:
+                tensor = self._without_heads(key, tensor)
+            tensor = tensor.T
+        self.weights[key] = np.ascontiguousarray(tensor)
+
+    def _without_heads(self, key, kernel):
+        """A kernel (width, heads, channels), or the other way round, as a matrix."""
+        if kernel.size != self._hidden_dim**2:
+            raise ValueError(
+                "`model` must have in every layer the heads that its config names, as "
+                f"transformers' class has. Received: {key} of shape {kernel.shape} in "
+                f"a model with hidden_dim={self._hidden_dim}."
+            )
+        return kernel.reshape(self._hidden_dim, self._hidden_dim)
+
+
 def _check_weights_file(preset):
     """Refuses a model without safetensors weights."""
     index = read_json(preset, _INDEX_FILE)
@@ -283,6 +358,6 @@ def _add_segment_to_positions(backbone, loader):
     """Adds the embedding of segment 0, which RobertaBackbone has no place for."""
     variable = backbone.embeddings.position_embedding.position_embeddings
     positions = loader.get_tensor("embeddings.position_embeddings.weight")
-    segments = loader.get_tensor("embeddings.token_type_embeddings.weight")
+    segments = loader.get_tensor(_SEGMENT_EMBEDDING)
     # The first two rows belong to the padding token.
     variable.assign(positions[2:] + segments[0])

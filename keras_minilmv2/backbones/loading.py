@@ -99,7 +99,9 @@ def load_tokenizer(preset):
       becomes `ss`, a final sigma a plain one, `…` three full stops and a full-width
       comma a comma.
     - A WordPiece tokenizer takes only ASCII white space for a space: two words with
-      a no-break space between them become one unknown token.
+      a no-break space between them become one unknown token. It makes a word of more
+      than 100 bytes unknown, transformers one of more than 100 characters.
+    - RoBERTa's loses the digit `६` inside of tf.data.
     - ALBERT reads punctuation as its own tokenizer and the published
       `tokenizer.json` do. transformers 5, where it converts a `spiece.model`
       itself, begins a new word after brackets, quotes, hyphens and full stops.

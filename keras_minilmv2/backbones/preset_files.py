@@ -118,3 +118,23 @@ def read_json(preset, name):
     if not isinstance(content, dict):
         raise preset_error(preset, f"hold a {name} that is one JSON object")
     return content
+
+
+def write_json(path, content):
+    """Writes a JSON file that people can read."""
+    text = json.dumps(content, ensure_ascii=False, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def check_new_directory(argument, path, overwrite):
+    """Refuses to write to a directory that holds something.
+
+    Raises:
+        FileExistsError: if it is not empty and `overwrite` is not set.
+    """
+    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not (is_free or overwrite):
+        raise FileExistsError(
+            f"`{argument}` must be a new or empty directory unless `overwrite` is set. "
+            f"Received: {argument}={path}."
+        )

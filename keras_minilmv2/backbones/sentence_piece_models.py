@@ -11,7 +11,8 @@ import sentencepiece
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-_UNIGRAM = 1
+_KINDS = {NORMAL, UNKNOWN, CONTROL, USER_DEFINED}
+UNIGRAM = 1
 
 # The fields used here, by number in sentencepiece_model.proto; protobuf carries the
 # others along. The module generated from the whole file, which sentencepiece ships,
@@ -20,10 +21,10 @@ _FIELDS = {
     "SentencePiece": {
         1: ("piece", "TYPE_STRING"),
         2: ("score", "TYPE_FLOAT"),
-        3: ("type", "TYPE_INT32"),
+        3: ("type", "TYPE_INT32", NORMAL),
     },
     "TrainerSpec": {
-        3: ("model_type", "TYPE_INT32"),
+        3: ("model_type", "TYPE_INT32", UNIGRAM),
         4: ("vocab_size", "TYPE_INT32"),
         40: ("unk_id", "TYPE_INT32"),
         41: ("bos_id", "TYPE_INT32"),
@@ -54,8 +55,10 @@ def _model_class():
     )
     for message_name, fields in _FIELDS.items():
         message = file.message_type.add(name=message_name)
-        for number, (name, kind) in fields.items():
+        for number, (name, kind, *default) in fields.items():
             field = message.field.add(name=name, number=number)
+            if default:
+                field.default_value = str(default[0])
             field.label = field_type.LABEL_OPTIONAL
             if name == "pieces":
                 field.label = field_type.LABEL_REPEATED
@@ -78,7 +81,31 @@ def read_model(path):
     Raises:
         google.protobuf.message.DecodeError: if the file is not such a model.
     """
-    return _model_class().FromString(Path(path).read_bytes())
+    return parse_model(Path(path).read_bytes())
+
+
+def parse_model(content):
+    """Parses the bytes of a SentencePiece model.
+
+    Raises:
+        google.protobuf.message.DecodeError: if they are not such a model.
+    """
+    return _model_class().FromString(content)
+
+
+def check_unigram(model):
+    """Refuses a SentencePiece model that is not of the kind XLM-R and ALBERT have.
+
+    Raises:
+        ValueError: if it is no unigram model or falls back to bytes.
+    """
+    kinds = {piece.type for piece in model.pieces}
+    if model.trainer_spec.model_type != UNIGRAM or kinds - _KINDS:
+        raise ValueError(
+            "`tokenizer` must hold a unigram model of SentencePiece, without pieces "
+            "for bytes. Received: a model of type "
+            f"{model.trainer_spec.model_type} with pieces of types {sorted(kinds)}."
+        )
 
 
 def build_model(pieces, precompiled_charsmap, **special_ids):
@@ -96,7 +123,7 @@ def build_model(pieces, precompiled_charsmap, **special_ids):
     for piece, score, kind in pieces:
         model.pieces.add(piece=piece, score=score, type=kind)
     spec = model.trainer_spec
-    spec.model_type = _UNIGRAM
+    spec.model_type = UNIGRAM
     spec.vocab_size = len(pieces)
     for name, value in special_ids.items():
         setattr(spec, name, value)
@@ -146,7 +173,7 @@ def folded_charsmap(precompiled_charsmap, lowercase, strip_accents):
 
     characters = _characters()
     cleaned = [clean(character) for character in characters]
-    cleaned = _normalizer(precompiled_charsmap).Normalize(cleaned)
+    cleaned = apply_charsmap(precompiled_charsmap, cleaned)
     rules = dict(zip(characters, cleaned, strict=True))
     if not strip_accents:
         # A letter and its combining accent are what the composed letter is.
@@ -158,21 +185,27 @@ def folded_charsmap(precompiled_charsmap, lowercase, strip_accents):
     return _compile_charsmap(rules)
 
 
+def is_folded(precompiled_charsmap):
+    """Whether `folded_charsmap` made this table: the models' own leave quotes alone."""
+    return apply_charsmap(precompiled_charsmap, ["``"]) == ['"']
+
+
 def _characters():
     """All assigned characters: no surrogate, no private one."""
     characters = map(chr, range(1, sys.maxunicode + 1))
     return [c for c in characters if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
 
 
-def _normalizer(precompiled_charsmap):
-    """A normalizer that applies the table and nothing else."""
+def apply_charsmap(precompiled_charsmap, texts):
+    """Applies a normalization table to a list of texts, and nothing else."""
     model = build_model([("<unk>", 0.0, UNKNOWN)], precompiled_charsmap, unk_id=0)
-    return sentencepiece.SentencePieceNormalizer(
+    normalizer = sentencepiece.SentencePieceNormalizer(
         model_proto=model.SerializeToString(),
         add_dummy_prefix=False,
         escape_whitespaces=False,
         remove_extra_whitespaces=False,
     )
+    return normalizer.Normalize(texts)
 
 
 def _compile_charsmap(rules):
