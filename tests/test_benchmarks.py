@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.append(str(BENCHMARKS))
 
 import harness  # noqa: E402
 import profile_step  # noqa: E402
@@ -119,13 +119,12 @@ def test_the_largest_batch_is_found_with_few_trials():
         return 7e8 + 2e7 * batch if batch < 700 else None
 
     peaks = {}
-    assert 367 <= 343 + 24 and 343 <= train_step.largest_that_fits(peak, 8e9, peaks)
-    assert train_step.largest_that_fits(peak, 8e9, peaks) <= 364
-    assert 650 <= train_step.largest_that_fits(peak, 16e9, peaks) < 700
+    # 364 and 699 are the largest.
+    assert 342 <= train_step.largest_that_fits(peak, 8e9, peaks) <= 364
+    assert 656 <= train_step.largest_that_fits(peak, 16e9, peaks) <= 699
+    assert len(trials) == len(peaks) < 16
     assert train_step.largest_that_fits(peak, 7.1e8, {}) == 0
     assert train_step.largest_that_fits(lambda batch: None, 8e9, {}) == 0
-    assert len(trials) < 20
-    assert len(set(peaks)) == len(peaks)
 
 
 def test_shares_of_a_profile_add_up():
@@ -170,7 +169,6 @@ def written(benchmark, **changes):
         "date": "2000-01-02",
         "command": f"python benchmarks/{benchmark}.py",
         "environment": harness.environment(),
-        "load_at_start": 0.25,
         "options": {"repeats": 5, "seed": 0},
         "notes": ["A note."],
         "tables": [{"title": "Times", "header": ["what", "ms"], "rows": [["a", "12"]]}],
@@ -185,9 +183,7 @@ def test_results_are_written_in_order(tmp_path, monkeypatch):
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(json.dumps(written(name)))
     output = tmp_path / "RESULTS.md"
-    monkeypatch.setattr(
-        sys, "argv", ["", *map(str, files), "--output", str(output)]
-    )
+    monkeypatch.setattr(sys, "argv", ["", *map(str, files), "--output", str(output)])
     write_results.main()
     text = output.read_text()
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
