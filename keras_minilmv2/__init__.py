@@ -8,15 +8,18 @@ from keras_minilmv2.version import __version__
 
 if TYPE_CHECKING:
     from keras_minilmv2.backbones.attention import GatedAttention, QKVAttention
+    from keras_minilmv2.backbones.hugging_face_export import export_to_hugging_face
     from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
     from keras_minilmv2.backbones.projections import qkv_model
     from keras_minilmv2.backbones.students import student_backbone
+    from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
     from keras_minilmv2.data.packing import batches, packed_examples
     from keras_minilmv2.data.text import Corpus
     from keras_minilmv2.distillation.distiller import RelationDistiller
     from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
     from keras_minilmv2.files import save_student
     from keras_minilmv2.recipes import Recipe, load_recipe
+    from keras_minilmv2.serving.saved_model import export_saved_model
     from keras_minilmv2.training.schedule import WarmupLinearDecay, adamw
 
 # Imported when first used: TensorFlow takes seconds, and `--help` needs none of it.
@@ -31,12 +34,15 @@ _MODULE_OF_NAME = {
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
     "batches": "data.packing",
+    "export_saved_model": "serving.saved_model",
+    "export_to_hugging_face": "backbones.hugging_face_export",
     "load_backbone": "backbones.loading",
     "load_recipe": "recipes",
     "load_tokenizer": "backbones.loading",
     "packed_examples": "data.packing",
     "qkv_model": "backbones.projections",
     "save_student": "files",
+    "shrink_vocabulary": "backbones.vocabulary",
     "student_backbone": "backbones.students",
 }
 
@@ -52,12 +58,15 @@ __all__ = [
     "__version__",
     "adamw",
     "batches",
+    "export_saved_model",
+    "export_to_hugging_face",
     "load_backbone",
     "load_recipe",
     "load_tokenizer",
     "packed_examples",
     "qkv_model",
     "save_student",
+    "shrink_vocabulary",
     "student_backbone",
 ]
 

@@ -5,11 +5,18 @@ import os
 import sys
 import tempfile
 
-from keras_minilmv2.commands import demo, distill, info, plan, prepare
+from keras_minilmv2.commands import (
+    demo,
+    distill,
+    info,
+    plan,
+    prepare,
+    shrink_vocabulary,
+)
 from keras_minilmv2.version import __version__
 
 # They import TensorFlow, which takes seconds, when they run: `--help` does not wait.
-COMMANDS = (plan, prepare, distill, demo, info)
+COMMANDS = (plan, prepare, distill, demo, shrink_vocabulary, info)
 
 
 def main(arguments=None):

@@ -190,9 +190,10 @@ def test_mixed_precision_and_fewer_examples(model, data, tmp_path, policy):
     assert result.evaluations["dev"].metrics == outcome.metrics
 
 
-def test_an_interrupted_grid_goes_on_where_it_was(model, data, tmp_path, monkeypatch):
-    grid = {"learning_rate": [0.03, 0.01], "seed": [0]}
-    whole = run(model, data, tmp_path / "whole", **grid)
+def test_an_interrupted_grid_goes_on_where_it_was(
+    model, data, single, tmp_path, monkeypatch
+):
+    grid = {"learning_rate": [0.01, 0.03], "seed": [0]}
     train = fine_tuning_runs.train
     calls = []
 
@@ -210,16 +211,11 @@ def test_an_interrupted_grid_goes_on_where_it_was(model, data, tmp_path, monkeyp
     resumed = run(model, data, tmp_path / "out", said=said, **grid)
     assert len(calls) == 3  # the finished one, the interrupted one, and one more
     assert said[1] == f"Finished runs in {tmp_path / 'out'}: 1."
-    assert resumed.cell == whole.cell
-    for cell, one in whole.results.items():
-        assert resumed.results[cell].losses == one.losses
-        assert resumed.results[cell].metrics == one.metrics
-    models = [
-        keras_hub.models.TextClassifier.from_preset(str(tmp_path / name / "model"))
-        for name in ("whole", "out")
-    ]
-    for x, y in zip(*(m.get_weights() for m in models), strict=True):
-        np.testing.assert_array_equal(x, y)
+    # Of what ran before, nothing is left in a run.
+    alone, later = single.results[single.cell], resumed.results[single.cell]
+    assert (later.losses, later.metrics) == (alone.losses, alone.metrics)
+    best = resumed.results[resumed.cell]
+    assert resumed.evaluations["dev"].metrics == best.metrics
     # A finished grid may grow.
     grid["seed"] = [0, 1]
     results = run(model, data, tmp_path / "out", **grid).results
@@ -270,6 +266,7 @@ def test_a_run_that_diverges_is_not_the_best(model, data, tmp_path):
         run(model, data, tmp_path / "out", learning_rate=1e30)
 
 
+@pytest.mark.slow
 def test_a_model_without_its_result_is_run_again(model, data, single, tmp_path):
     shutil.copytree(single.output_dir, tmp_path, dirs_exist_ok=True)
     (cell_file,) = (tmp_path / "cells").iterdir()

@@ -27,13 +27,9 @@ def add_command(commands, name, run, summary, examples):
     return command
 
 
-def add_overwrite(command, what="the run"):
+def add_overwrite(command, what="the run that the output directory holds"):
     """Adds `--overwrite`."""
-    command.add_argument(
-        "--overwrite",
-        action="store_true",
-        help=f"replace {what} that the output directory holds",
-    )
+    command.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 
 
 def add_assignments(command):

@@ -33,7 +33,12 @@ def add(commands):
         metavar="TEXT",
         help="texts to count unknown pieces in, before and after",
     )
-    add_overwrite(command, "what")
+    command.add_argument(
+        "--corpus-characters",
+        action="store_true",
+        help="drop single characters, too, that the corpus does not have",
+    )
+    add_overwrite(command, "what the output directory holds")
 
 
 def run(options):
@@ -46,6 +51,7 @@ def run(options):
         options.corpus,
         options.output_dir,
         min_count=options.min_count,
+        all_characters=not options.corpus_characters,
         held_out=options.held_out,
         overwrite=options.overwrite,
     )
