@@ -228,14 +228,10 @@ def milliseconds(result, key=""):
     times = [1e3 * seconds for seconds in result["seconds"][key]]
     digits = 1 if statistics.median(times) < 100 else 0
     middle, low, high = (
-        f"{time:,.{digits}f}" for time in (statistics.median(times), *bounds(times))
+        f"{time:,.{digits}f}"
+        for time in (statistics.median(times), min(times), max(times))
     )
     return f"{middle} ({low} to {high})"
-
-
-def bounds(times):
-    """Smallest and largest."""
-    return min(times), max(times)
 
 
 def memory(result, name="peak_memory"):

@@ -80,7 +80,7 @@ def loss(
     return Work(run)
 
 
-def backbone(pair, sizes, max_sequence_length=None):
+def backbone(pair, sizes):
     """A keras-nlp encoder with random weights."""
     import keras_hub
 
@@ -90,7 +90,7 @@ def backbone(pair, sizes, max_sequence_length=None):
         num_heads=sizes.num_heads,
         hidden_dim=sizes.hidden_dim,
         intermediate_dim=sizes.intermediate_dim,
-        max_sequence_length=max_sequence_length or pair.max_sequence_length,
+        max_sequence_length=pair.max_sequence_length,
     )
     if pair.family == "bert":
         return keras_hub.models.BertBackbone(**options)

@@ -272,7 +272,7 @@ def largest_that_fits(peak, limit, peaks):
         nearest = low + max(1, low // 16)
         guess = 4 * low or 1
         if len(fits) > 1:
-            slope = max(peaks[low] - peaks[fits[-2]], 1) / (low - fits[-2])
+            slope = max(peaks[low] - peaks[fits[0]], 1) / (low - fits[0])
             guess = min(guess, low + int((limit - peaks[low]) / slope))
         if high is not None and guess >= high:
             guess = (low + high) // 2

@@ -21,7 +21,7 @@ class Work(NamedTuple):
 
     Args:
         run: function of the key of a run, or without arguments: the work, until it
-            is done. What it returns, if not None, takes the place of the seconds.
+            is done.
         facts: dict, for the first answer.
         finish: function that returns a dict, for the last answer.
     """
@@ -51,10 +51,8 @@ def serve(works):
             if command != "run":
                 break
             started = time.perf_counter()
-            seconds = work.run(*key)
-            if seconds is None:
-                seconds = time.perf_counter() - started
-            say(seconds=seconds)
+            work.run(*key)
+            say(seconds=time.perf_counter() - started)
         say(peak_memory=peak_memory(), **work.finish())
 
 

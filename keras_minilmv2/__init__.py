@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_minilmv2.distillation.distiller import RelationDistiller
     from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
     from keras_minilmv2.files import save_student
+    from keras_minilmv2.fine_tuning_runs import evaluate_model, fine_tune
     from keras_minilmv2.recipes import Recipe, load_recipe
     from keras_minilmv2.serving.saved_model import export_saved_model
     from keras_minilmv2.training.schedule import WarmupLinearDecay, adamw
@@ -34,8 +35,10 @@ _MODULE_OF_NAME = {
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
     "batches": "data.packing",
+    "evaluate_model": "fine_tuning_runs",
     "export_saved_model": "serving.saved_model",
     "export_to_hugging_face": "backbones.hugging_face_export",
+    "fine_tune": "fine_tuning_runs",
     "load_backbone": "backbones.loading",
     "load_recipe": "recipes",
     "load_tokenizer": "backbones.loading",
@@ -58,8 +61,10 @@ __all__ = [
     "__version__",
     "adamw",
     "batches",
+    "evaluate_model",
     "export_saved_model",
     "export_to_hugging_face",
+    "fine_tune",
     "load_backbone",
     "load_recipe",
     "load_tokenizer",

@@ -8,6 +8,8 @@ import tempfile
 from keras_minilmv2.commands import (
     demo,
     distill,
+    evaluate,
+    finetune,
     info,
     plan,
     prepare,
@@ -16,7 +18,16 @@ from keras_minilmv2.commands import (
 from keras_minilmv2.version import __version__
 
 # They import TensorFlow, which takes seconds, when they run: `--help` does not wait.
-COMMANDS = (plan, prepare, distill, demo, shrink_vocabulary, info)
+COMMANDS = (
+    demo,
+    info,
+    plan,
+    prepare,
+    distill,
+    finetune,
+    evaluate,
+    shrink_vocabulary,
+)
 
 
 def main(arguments=None):

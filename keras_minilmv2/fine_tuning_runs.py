@@ -735,7 +735,7 @@ def _grid_parts(run):
     metric, split = main_metric(run.task), run.task.dev_split
     return [
         f"Best setting by mean {metric} on {split}: learning rate "
-        f"{best.learning_rate:g}, {best.epochs} epochs, {_percent(best.mean)}"
+        f"{best.learning_rate:g}, epochs {best.epochs}: {_percent(best.mean)}"
         f"{deviation} over {len(best.scores)} seeds. `model/` is the best of "
         f"{len(run.results)} runs: {run.cell}. It was chosen on {split}, so its score "
         "there is on the high side.",

@@ -109,7 +109,7 @@ def test_a_run_learns_and_says_so(finished):
     assert result.evaluations["dev"].metrics["accuracy"] > 0.85
     accuracy = f"{100 * result.evaluations['dev'].metrics['accuracy']:.2f}"
     assert "SST-2: 160 training examples, 40 of dev." in said[0]
-    assert said[1] == "Run 1 of 1: learning rate 0.03, 6 epochs, seed 0."
+    assert said[1] == "Run 1 of 1: learning rate 0.03, epochs 6, seed 0."
     assert f"dev accuracy {accuracy}, 0:" in said[2]
     assert said[3:] == [f"SST-2 dev, 40 examples: accuracy {accuracy}"]
     assert "60/60 [####################]  loss " in progress

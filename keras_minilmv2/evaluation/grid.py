@@ -25,7 +25,7 @@ class Cell:
 
     def __str__(self):
         return (
-            f"learning rate {self.learning_rate:g}, {self.epochs} epochs, "
+            f"learning rate {self.learning_rate:g}, epochs {self.epochs}, "
             f"seed {self.seed}"
         )
 

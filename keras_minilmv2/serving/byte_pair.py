@@ -51,7 +51,6 @@ class BytePairGraph(tf.Module):
 
     def __init__(self, tokenizer, max_tokens):
         super().__init__()
-        self._max_tokens = max_tokens
         self._add_prefix_space = tokenizer.add_prefix_space
         ids = dict(tokenizer.vocabulary)
         pairs = [
@@ -81,9 +80,13 @@ class BytePairGraph(tf.Module):
         }
         self._ids_of_words = _table(as_bytes)
         self._max_bytes = max_tokens * max(map(len, as_bytes))
-        ranks = {}
-        for rank, (left, right) in enumerate(pairs):
-            ranks.setdefault(ids[left] * self._num_ids + ids[right], rank)
+        # Where every byte has an id, a word is a token or more.
+        has_all_bytes = byte_of_character.keys() <= ids.keys()
+        self._max_words = max_tokens if has_all_bytes else None
+        ranks = {
+            ids[left] * self._num_ids + ids[right]: rank
+            for rank, (left, right) in enumerate(pairs)
+        }
         self._no_rank = len(pairs)
         self._last_rank = max(len(pairs) - 1, 0)
         self._rank_of_pair = _table(ranks or {-1: 0}, default=self._no_rank)
@@ -93,9 +96,7 @@ class BytePairGraph(tf.Module):
 
     def __call__(self, texts):
         """The tokens of a batch of texts."""
-        words = self._split(texts)
-        # Every word is a token or more.
-        words = words[:, : self._max_tokens]
+        words = self._split(texts)[:, : self._max_words]
         unique, index = tf.unique(words.values)
         tokens = tf.gather(self._merged(unique), index)
         return tf.RaggedTensor.from_row_splits(

@@ -25,6 +25,7 @@ from keras_minilmv2.serving.signatures import (
     SPAN,
     make_signatures,
     model_kind,
+    reads_answer_mask,
 )
 from keras_minilmv2.serving.text_inputs import TextInputs
 from keras_minilmv2.serving.versions import publish, unpublished
@@ -103,40 +104,28 @@ def export_saved_model(
     kind, backbone = model_kind(model)
     lengths = _checked_lengths(sequence_length, backbone)
     labels = _checked_labels(labels, kind, model)
-    if weights not in STORED_AS:
-        raise ValueError(
-            f"`weights` must be one of {', '.join(STORED_AS)}. "
-            f"Received: weights={weights!r}."
-        )
-    if kind == SPAN and not pairs:
-        raise ValueError(
-            "`pairs` must be set for a model of answer spans: question and text. "
-            f"Received: pairs={pairs}."
-        )
-    if isinstance(sample_texts, str) or not list(sample_texts):
-        raise ValueError(
-            "`sample_texts` must be a sequence of texts, one at least. "
-            f"Received: sample_texts={sample_texts!r}."
-        )
+    _check_options(kind, pairs, weights, sample_texts)
     text_names = ("text_a", "text_b") if pairs else ("text",)
     text_inputs = TextInputs(
-        tokenizer, lengths, len(text_names), uses_segment_ids(backbone)
+        tokenizer,
+        lengths,
+        len(text_names),
+        uses_segment_ids(backbone),
+        reads_answer_mask(model),
     )
     check_tokenizer(backbone, tokenizer)
-    call, tracked, stored = call_with_weights(model, weights)
-    options = (model, text_inputs, text_names)
-    signatures = make_signatures(*options, call, labels, normalize_embeddings)
+
+    def signatures_of(call):
+        return make_signatures(
+            model, text_inputs, text_names, call, labels, normalize_embeddings
+        )
+
+    call_keras, _, _ = call_with_weights(model, "float32")
     samples = _samples(
-        make_signatures(
-            *options,
-            lambda part, inputs: part(inputs, training=False),
-            labels,
-            normalize_embeddings,
-        ),
-        text_inputs,
-        lengths,
-        list(sample_texts),
+        signatures_of(call_keras), text_inputs, lengths, list(sample_texts)
     )
+    call, tracked, stored = call_with_weights(model, weights)
+    signatures = signatures_of(call)
     archive = keras.export.ExportArchive()
     # The variables that signatures read are tracked as it is. A model that is tracked
     # too has its weights in the files twice, with Keras 3.15.
@@ -169,6 +158,24 @@ def export_saved_model(
         version = publish(fresh, directory)
     write_beside(directory, manifest, samples)
     return version
+
+
+def _check_options(kind, pairs, weights, sample_texts):
+    if kind == SPAN and not pairs:
+        raise ValueError(
+            "`pairs` must be set for a model of answer spans: question and text. "
+            f"Received: pairs={pairs}."
+        )
+    if weights not in STORED_AS:
+        raise ValueError(
+            f"`weights` must be one of {', '.join(STORED_AS)}. "
+            f"Received: weights={weights!r}."
+        )
+    if isinstance(sample_texts, str) or not list(sample_texts):
+        raise ValueError(
+            "`sample_texts` must be a sequence of texts, one at least. "
+            f"Received: sample_texts={sample_texts!r}."
+        )
 
 
 def _checked_lengths(sequence_length, backbone):

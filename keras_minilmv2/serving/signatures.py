@@ -21,8 +21,9 @@ DESCRIPTIONS = {
     "labels": "the names of the labels, the same in every row",
     "label": "the name of the most probable label",
     "score": "the predicted number",
-    "start_logits": "logit of each token to begin the answer, -1e9 at padding",
-    "end_logits": "logit of each token to end the answer, -1e9 at padding",
+    "answer_mask": "1 for the first token and those of the second text",
+    "start_logits": "logit of each token to begin the answer, -1e9 where none may",
+    "end_logits": "logit of each token to end the answer, -1e9 where none may",
     "mean": "mean of the hidden states of real tokens, special ones included",
     "cls": "the hidden state of the first token",
 }
@@ -33,8 +34,8 @@ def model_kind(model):
 
     Args:
         model: a keras-nlp backbone, a `keras_hub.models.TextClassifier`, or a model
-            with a `backbone` that gives logits of spans: two tensors, start and end,
-            or a dict `"start_logits"`, `"end_logits"`.
+            of answer spans such as `SpanModel`: with a `backbone`, and outputs
+            `"start_logits"` and `"end_logits"`.
 
     Returns:
         tuple of `ENCODER`, `CLASSIFIER`, `REGRESSOR` (one output) or `SPAN`, and the
@@ -60,6 +61,11 @@ def model_kind(model):
     return ENCODER, model
 
 
+def reads_answer_mask(model):
+    """Whether a model of answer spans wants to know where the question is."""
+    return getattr(model, "mask_question", False)
+
+
 def make_signatures(model, text_inputs, text_names, call, labels, normalize):
     """Makes the functions of an export.
 
@@ -80,6 +86,7 @@ def make_signatures(model, text_inputs, text_names, call, labels, normalize):
     strings = [tf.TensorSpec([None], tf.string, name) for name in text_names]
     names = ["token_ids", "padding_mask"]
     names += ["segment_ids"] if uses_segment_ids(backbone) else []
+    names += ["answer_mask"] if reads_answer_mask(model) else []
     numbers = [tf.TensorSpec([None, None], tf.int32, name) for name in names]
     predict = _prediction(model, call, labels)
 
@@ -91,7 +98,8 @@ def make_signatures(model, text_inputs, text_names, call, labels, normalize):
 
     def embeddings(*texts):
         inputs = text_inputs(*texts)
-        hidden = _sequence_output(call(backbone, inputs))
+        encoder_inputs = {name: inputs[name] for name in backbone.input}
+        hidden = _sequence_output(call(backbone, encoder_inputs))
         weights = tf.cast(inputs["padding_mask"], tf.float32)[:, :, tf.newaxis]
         mean = tf.reduce_sum(hidden * weights, axis=1) / tf.reduce_sum(weights, axis=1)
         vectors = {"mean": mean, "cls": hidden[:, 0, :]}
@@ -145,13 +153,9 @@ def _encoder_outputs(outputs, inputs):
 
 
 def _span_outputs(outputs, inputs):
-    if isinstance(outputs, dict):
-        outputs = outputs["start_logits"], outputs["end_logits"]
-    real = inputs["padding_mask"] == 1
-    start, end = (tf.where(real, _float32(logits), -1e9) for logits in outputs)
     return {
-        "start_logits": start,
-        "end_logits": end,
+        "start_logits": _float32(outputs["start_logits"]),
+        "end_logits": _float32(outputs["end_logits"]),
         "token_ids": tf.identity(inputs["token_ids"]),
     }
 

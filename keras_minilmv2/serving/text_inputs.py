@@ -32,6 +32,7 @@ class TextInputs:
             that holds its longest row; text beyond the last one is cut.
         num_texts: int, 1 or 2.
         segment_ids: bool. Whether the encoder reads them.
+        answer_mask: bool. Whether a model of answer spans reads one.
 
     Raises:
         ValueError: if the tokenizer pads, truncates or adds special tokens itself, or
@@ -39,7 +40,9 @@ class TextInputs:
         TypeError: if the tokenizer has no start, end and pad token.
     """
 
-    def __init__(self, tokenizer, sequence_lengths, num_texts, segment_ids):
+    def __init__(
+        self, tokenizer, sequence_lengths, num_texts, segment_ids, answer_mask=False
+    ):
         _check_tokenizer(tokenizer)
         self._start = [tokenizer.start_token_id]
         self._end = [tokenizer.end_token_id]
@@ -48,7 +51,7 @@ class TextInputs:
         self._between = self._end if has_segments else self._end * 2
         self._second_segment = 1 if has_segments else 0
         self._lengths = sequence_lengths
-        self._segment_ids = segment_ids
+        self._segment_ids, self._answer_mask = segment_ids, answer_mask
         self._num_special = 2 + (num_texts - 1) * len(self._between)
         if sequence_lengths[0] < self._num_special + num_texts:
             raise ValueError(
@@ -85,7 +88,8 @@ class TextInputs:
 
         Returns:
             dict of int32 `(batch, length)`: `"token_ids"`, `"padding_mask"` (1 = real
-            token) and, where the encoder reads them, `"segment_ids"`.
+            token) and, where the model reads them, `"segment_ids"` and
+            `"answer_mask"` (1 = the start token and the second text).
         """
         return self._packed(*texts)
 
@@ -94,12 +98,10 @@ class TextInputs:
         if len(segments) == 1:
             (segment,) = segments
             segment = segment[:, : self._lengths[-1] - self._num_special]
-            parts, numbers = [self._start, segment, self._end], [0, 0, 0]
+            parts = [self._start, segment, self._end]
         else:
             first, second = self._trimmed(*segments)
             parts = [self._start, first, self._between, second, self._end]
-            one = self._second_segment
-            numbers = [0, 0, 0, one, one]
         num_rows = tf.shape(texts[0])[0]
         parts = [
             tf.tile([part], [num_rows, 1]) if isinstance(part, list) else part
@@ -108,17 +110,24 @@ class TextInputs:
         rows = tf.concat(parts, axis=1)
         num_tokens = rows.row_lengths()
         length = self._length(num_tokens)
+
+        def dense(rows, padding=0):
+            return rows.to_tensor(padding, shape=tf.stack([-1, length]))
+
+        def numbered(numbers):
+            """A number for each part; one text has only the first three."""
+            pairs = zip(parts, numbers, strict=False)
+            return dense(tf.concat([0 * p + number for p, number in pairs], axis=1))
+
         inputs = {
-            "token_ids": rows.to_tensor(self._pad, shape=tf.stack([-1, length])),
+            "token_ids": dense(rows, self._pad),
             "padding_mask": tf.sequence_mask(num_tokens, length, tf.int32),
         }
         if self._segment_ids:
-            ids = [
-                tf.ones_like(part) * number
-                for part, number in zip(parts, numbers, strict=True)
-            ]
-            ids = tf.concat(ids, axis=1)
-            inputs["segment_ids"] = ids.to_tensor(shape=tf.stack([-1, length]))
+            second = self._second_segment
+            inputs["segment_ids"] = numbered([0, 0, 0, second, second])
+        if self._answer_mask:
+            inputs["answer_mask"] = numbered([1, 0, 0, 1, 0])
         return inputs
 
     def _cleaned(self, text):

@@ -17,6 +17,7 @@ from small_exports import (
 )
 
 from keras_minilmv2.data.packing import tokenize_function
+from keras_minilmv2.evaluation.span_model import SpanModel
 from keras_minilmv2.serving.saved_model import export_saved_model
 
 TEXTS = ["the quick brown fox", "", "dog " * 30]
@@ -112,6 +113,36 @@ def test_a_classifier_gives_probabilities_and_names(tmp_path):
     manifest = manifest_of(version)
     assert manifest["labels"] == names
     assert manifest["model"]["kind"] == "classifier"
+
+
+def test_a_model_of_answer_spans(tmp_path):
+    model = SpanModel(small_backbone("bert"), mask_question=True)
+    version = export_saved_model(
+        model, make_tokenizer("Bert"), tmp_path, LENGTH, pairs=True, weights="int8"
+    )
+    manifest = manifest_of(version)
+    assert manifest["model"]["kind"] == "span"
+    assert manifest["signatures"]["token_ids"]["inputs"].keys() == {
+        "token_ids",
+        "padding_mask",
+        "segment_ids",
+        "answer_mask",
+    }
+    outputs = served(version, text_a=["quick"], text_b=["a fox"])
+    assert outputs.keys() == {"start_logits", "end_logits", "token_ids"}
+    # [CLS] quick [SEP] a fox [SEP]
+    may_begin = outputs["start_logits"][0] > -1e9
+    assert may_begin[:6].tolist() == [True, False, False, True, True, False]
+    assert not may_begin[6:].any()
+
+
+def test_a_model_of_answer_spans_without_pairs_is_refused():
+    refused(
+        "`pairs` must be set for a model of answer spans: question and text. "
+        "Received: pairs=False.",
+        model=SpanModel(small_backbone("bert")),
+        sequence_length=8,
+    )
 
 
 def test_the_manifest_tells_what_the_export_is(export_of):

@@ -2,8 +2,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_exports import LENGTH, make_tokenizer, small_backbone, small_classifier
+from small_exports import (
+    KINDS,
+    LENGTH,
+    make_tokenizer,
+    small_backbone,
+    small_classifier,
+)
 
+from keras_minilmv2.evaluation.question_answering import SpanExample, span_features
+from keras_minilmv2.evaluation.span_model import SpanModel
 from keras_minilmv2.serving.signatures import (
     DESCRIPTIONS,
     make_signatures,
@@ -60,26 +68,35 @@ def test_one_class_is_a_score():
     )
 
 
-@pytest.mark.parametrize("as_dict", [False, True])
-def test_a_model_of_answer_spans_gives_logits_of_both_ends(as_dict):
-    backbone = small_backbone("bert")
-    hidden = keras.layers.Dense(2)(backbone(backbone.input)["sequence_output"])
-    logits = hidden[:, :, 0], hidden[:, :, 1]
-    names = "start_logits", "end_logits"
-    model = keras.Model(
-        backbone.input, dict(zip(names, logits, strict=True)) if as_dict else logits
-    )
-    model.backbone = backbone
-    outputs, inputs = answers(model, "serving_default", ["quick"], ["a fox"])
-    assert outputs.keys() == {*names, "token_ids"}
-    np.testing.assert_array_equal(outputs["token_ids"], inputs["token_ids"])
-    real = inputs["padding_mask"].numpy() == 1
-    assert 5 < real.sum() < LENGTH
-    expected = call(model, inputs)
-    expected = expected.values() if as_dict else expected
-    for name, values in zip(names, expected, strict=True):
-        np.testing.assert_array_equal(outputs[name][real], values.numpy()[real])
-        assert (outputs[name][~real] == np.float32(-1e9)).all()
+@pytest.mark.parametrize("mask_question", [False, True])
+@pytest.mark.parametrize("kind", ["word_piece", "byte_pair"])
+def test_answer_spans_are_those_of_the_windows_of_fine_tuning(kind, mask_question):
+    name, family = KINDS[kind]
+    tokenizer = make_tokenizer(family)
+    backbone = small_backbone(name, max_sequence_length=40)
+    model = SpanModel(backbone, mask_question=mask_question)
+    example = SpanExample("1", "quick fox", "a lazy dog runs")
+    features = span_features(tokenizer, [example], sequence_length=40)
+    inputs = features.inputs(np.array([0]))
+    length = int(features.num_tokens[0])
+    assert length < 40
+    pack = TextInputs(tokenizer, (40,), 2, "segment_ids" in backbone.input, True)
+    texts = tf.constant([example.question]), tf.constant([example.context])
+    for name, array in pack(*texts).items():
+        np.testing.assert_array_equal(array, inputs[name], err_msg=name)
+    made = make_signatures(model, pack, ("text_a", "text_b"), call, None, False)
+    function, specs = made["token_ids"]
+    assert ("answer_mask" in [spec.name for spec in specs]) is mask_question
+    expected = model({k: tf.constant(v) for k, v in inputs.items()})
+    for outputs in (
+        made["serving_default"][0](*texts),
+        function(*[tf.constant(inputs[spec.name]) for spec in specs]),
+    ):
+        assert outputs.keys() == {"start_logits", "end_logits", "token_ids"}
+        np.testing.assert_array_equal(outputs["token_ids"], inputs["token_ids"])
+        for name, values in expected.items():
+            np.testing.assert_allclose(outputs[name], values, atol=1e-6)
+            assert (outputs[name][0, length:] == np.float32(-1e9)).numpy().all()
 
 
 def test_embeddings_have_length_1_when_asked():

@@ -1,0 +1,71 @@
+"""`keras-minilmv2 finetune`."""
+
+from keras_minilmv2.commands.parsing import add_command, add_overwrite
+
+
+def add(commands):
+    """Adds the command to a parser."""
+    command = add_command(
+        commands,
+        "finetune",
+        run,
+        "fine-tune an encoder on a GLUE task or XNLI",
+        """
+  keras-minilmv2 finetune out/mine/student --task sst2 --data-dir glue_data \\
+      --output-dir out/sst2
+  keras-minilmv2 finetune out/mine/student --task rte --grid --seed 0 1 2 3 \\
+      --output-dir out/rte""",
+    )
+    command.add_argument("model", help="preset name, hf:// handle or directory")
+    command.add_argument(
+        "--task",
+        required=True,
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or xnli",
+    )
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="the task's published files; default: TFDS"
+    )
+    command.add_argument("--tfds-data-dir", metavar="DIR")
+    command.add_argument("--output-dir", required=True, metavar="DIR")
+    command.add_argument(
+        "--grid",
+        action="store_true",
+        help="the paper's learning rates and epochs, where they are not given",
+    )
+    command.add_argument("--learning-rate", type=float, nargs="+", metavar="RATE")
+    command.add_argument("--epochs", type=int, nargs="+", metavar="N")
+    command.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N")
+    command.add_argument("--batch-size", type=int, metavar="N")
+    command.add_argument("--sequence-length", type=int, metavar="TOKENS")
+    command.add_argument(
+        "--num-train-examples", type=int, metavar="N", help="default: all"
+    )
+    command.add_argument(
+        "--dtype-policy", default="float32", help="of training; default: %(default)s"
+    )
+    add_overwrite(command)
+
+
+def run(options):
+    """Fine-tunes a model."""
+    from keras_minilmv2.fine_tuning_runs import fine_tune
+
+    result = fine_tune(
+        options.model,
+        options.task,
+        options.output_dir,
+        data_dir=options.data_dir,
+        tfds_data_dir=options.tfds_data_dir,
+        learning_rate=options.learning_rate,
+        epochs=options.epochs,
+        seed=options.seed,
+        grid=options.grid,
+        batch_size=options.batch_size,
+        sequence_length=options.sequence_length,
+        num_train_examples=options.num_train_examples,
+        dtype_policy=options.dtype_policy,
+        overwrite=options.overwrite,
+    )
+    for evaluation in result.evaluations.values():
+        print(evaluation)
+    print(f"Written: {result.output_dir / 'model'}, {result.output_dir / 'report.md'}")
