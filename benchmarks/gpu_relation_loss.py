@@ -43,6 +43,7 @@ def main():
     paths = [*options.site, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     report = Report("gpu_relation_loss", options)
+    report.note("One competitor after the other; memory is that of the device.")
     rows = []
     for batch, length, heads, widths in (
         [(2, 8, 12, (48, 24))] if options.smoke else CELLS

@@ -120,19 +120,19 @@ def export_saved_model(
             model, text_inputs, text_names, call, labels, normalize_embeddings
         )
 
-    call_keras, _, _ = call_with_weights(model, "float32")
+    call_keras, _ = call_with_weights(model, "float32")
     samples = _samples(
         signatures_of(call_keras), text_inputs, lengths, list(sample_texts)
     )
-    call, tracked, stored = call_with_weights(model, weights)
+    call, stored = call_with_weights(model, weights)
     signatures = signatures_of(call)
     archive = keras.export.ExportArchive()
     # The variables that signatures read are tracked as it is. A model that is tracked
     # too has its weights in the files twice, with Keras 3.15.
     archive.track(text_inputs.trackable)
     if stored:
-        archive.track(tracked)
-        archive.add_variable_collection("stored_weights", stored)
+        archive.track(stored)
+        archive.add_variable_collection("stored_weights", list(stored.variables))
     functions = {
         name: archive.add_endpoint(name, *signature)
         for name, signature in signatures.items()
@@ -223,10 +223,12 @@ def _samples(signatures, text_inputs, lengths, texts):
     names = [spec.name for spec in signatures["serving_default"][1]]
     counts = text_inputs(*[tf.constant(["", "a"])] * len(names))["padding_mask"]
     num_special, num_tokens = tf.reduce_sum(counts, axis=1).numpy()
+    tokens_of_word = max(1, num_tokens - num_special)
     batches = [texts]
     for length in lengths:
-        num_words = (length - num_special) // (num_tokens - num_special)
-        batches.append([" ".join(["a"] * max(1, num_words)), texts[0]])
+        # A row that fills the length, and one that does not.
+        num_words = (length - num_special) // tokens_of_word
+        batches.append([" ".join(["a"] * num_words), texts[0]])
     samples = []
     for batch in batches:
         # Of a pair, the second text is that of the next row.

@@ -21,13 +21,13 @@ def call_with_weights(model, stored_as):
 
     Returns:
         tuple of a function `(model or part of it, inputs) -> outputs`, in inference
-        mode; what an export archive has to track; and a list of variables that it has
-        to keep though no signature reads them.
+        mode, and None, or the `tf.Module` of the stored variables, which an export
+        archive has to keep though no signature reads them.
     """
     if stored_as == "float32":
-        return lambda part, inputs: part(inputs, training=False), model, []
+        return lambda part, inputs: part(inputs, training=False), None
     weights = _RestoredWeights(model, stored_as)
-    return weights.call, weights, list(weights.variables)
+    return weights.call, weights
 
 
 class _RestoredWeights(tf.Module):

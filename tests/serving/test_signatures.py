@@ -76,7 +76,9 @@ def test_answer_spans_are_those_of_the_windows_of_fine_tuning(kind, mask_questio
     backbone = small_backbone(name, max_sequence_length=40)
     model = SpanModel(backbone, mask_question=mask_question)
     example = SpanExample("1", "quick fox", "a lazy dog runs")
-    features = span_features(tokenizer, [example], sequence_length=40)
+    features = span_features(
+        tokenizer, [example], sequence_length=40, max_question_length=20
+    )
     inputs = features.inputs(np.array([0]))
     length = int(features.num_tokens[0])
     assert length < 40
