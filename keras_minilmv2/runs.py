@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -26,6 +25,7 @@ from keras_minilmv2.distillation.distiller import RelationDistiller
 from keras_minilmv2.files import remove, save_student
 from keras_minilmv2.recipes import load_recipe
 from keras_minilmv2.report import describe, model_name, write_report
+from keras_minilmv2.seeds import set_seed
 from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor
 from keras_minilmv2.training.checkpoints import Checkpoints
 from keras_minilmv2.training.history import History
@@ -159,7 +159,7 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
     started = time.perf_counter()
     # First of all: several workers must be set up before any device is used.
     strategy = make_strategy(recipe.strategy)
-    keras.utils.set_random_seed(recipe.seed)
+    set_seed(recipe.seed)
     chief = is_chief(strategy)
     with strategy.scope():
         teacher, tokenizer = load_teacher(recipe)

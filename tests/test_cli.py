@@ -63,11 +63,11 @@ def test_distill_writes_everything(recipe, tmp_path, capsys, initialization):
     assert saved["student_initialization"] == initialization
     lines = (output_dir / "history.csv").read_text().splitlines()
     assert lines[0] == (
-        "step,loss,qq,kk,vv,learning_rate,tokens_per_second,"
+        "step,loss,qq,kk,vv,gradient_norm,learning_rate,tokens_per_second,"
         "held_out_loss,held_out_qq,held_out_kk,held_out_vv"
     )
     assert [line.split(",")[0] for line in lines[1:]] == ["0", "4", "6", "8", "12"]
-    held_out = [float(line.split(",")[7]) for line in lines[1:] if line.split(",")[7]]
+    held_out = [float(line.split(",")[8]) for line in lines[1:] if line.split(",")[8]]
     assert len(held_out) == 3
     assert held_out[-1] < held_out[0]
     report = (output_dir / "report.md").read_text()

@@ -11,6 +11,7 @@ RANKS = {
     "version": 0,
     "files": 0,
     "tables": 0,
+    "seeds": 0,
     "backbones": 1,
     "distillation": 2,
     "training": 3,

@@ -9,6 +9,7 @@ import keras
 import keras_hub
 
 from keras_minilmv2.backbones.families import check_tokenizer, family_of
+from keras_minilmv2.seeds import set_seed
 
 
 @keras.saving.register_keras_serializable(package="keras_minilmv2")
@@ -149,7 +150,7 @@ def text_classifier(backbone, num_outputs, seed, dtype=None):
         token ids, its outputs logits `(batch, num_outputs)`.
     """
     family = family_of(backbone)
-    keras.utils.set_random_seed(seed)
+    set_seed(seed)
     config = {**backbone.get_config(), "trainable": True}
     if dtype is not None:
         config["dtype"] = dtype
