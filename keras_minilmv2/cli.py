@@ -9,10 +9,12 @@ from keras_minilmv2.commands import (
     demo,
     distill,
     evaluate,
+    export,
     finetune,
     info,
     plan,
     prepare,
+    serve_check,
     shrink_vocabulary,
 )
 from keras_minilmv2.version import __version__
@@ -27,6 +29,8 @@ COMMANDS = (
     finetune,
     evaluate,
     shrink_vocabulary,
+    export,
+    serve_check,
 )
 
 

@@ -585,11 +585,38 @@ def _save_classifier(setup, classifier, cell, path):
         _write_json(fresh / "fine_tuning.json", notes)
 
 
-def _model_dir(model):
+def is_classifier(model):
+    """Whether a path is of a directory that `fine_tune` wrote, or the `model` in it."""
+    return bool(_model_dirs(model))
+
+
+def load_classifier(model):
+    """Loads a fine-tuned classifier.
+
+    Args:
+        model: str or path. What `fine_tune` wrote, or the `model` in it.
+
+    Returns:
+        tuple of a `keras_hub.models.TextClassifier` with its preprocessor, and a dict
+        of `"task"` and `"label_names"`, empty for a model from elsewhere.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if it cannot be read.
+    """
+    path = _model_dir(model)
+    return _load_classifier(path), _read_notes(path)
+
+
+def _model_dirs(model):
     path = Path(model).expanduser()
-    for candidate in (path, path / "model"):
-        if (candidate / "task.json").is_file():
-            return candidate
+    candidates = (path, path / "model")
+    return [path for path in candidates if (path / "task.json").is_file()]
+
+
+def _model_dir(model):
+    if paths := _model_dirs(model):
+        return paths[0]
     raise FileNotFoundError(
         "`model` must be a directory that `keras-minilmv2 finetune` wrote. "
         f"Received: model={model}, without a task.json."

@@ -26,6 +26,7 @@ RANKS = {
     "planning": 5,
     "info": 5,
     "demo": 6,
+    "exporting": 6,
     "commands": 7,
     "cli": 8,
     "__main__": 9,

@@ -229,6 +229,11 @@ def save_span_model(model, tokenizer, path, overwrite=True):
         (fresh / _CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
 
 
+def is_span_model(path):
+    """Whether a path is of a directory that `save_span_model` wrote."""
+    return (Path(path) / _CONFIG_FILE).is_file()
+
+
 def load_span_model(path, dtype=None):
     """Loads what `save_span_model` wrote.
 
