@@ -37,7 +37,10 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
 
 def test_commands_of_the_readme_are_there():
     names = {words[0] for words in commands()}
-    assert names == {"demo", "distill", "info", "plan", "prepare"}
+    assert names == {
+        command.__name__.rpartition(".")[2].replace("_", "-")
+        for command in cli.COMMANDS
+    }
     for words in commands():
         options = cli._parser().parse_args(words)
         if words[0] == "distill":
@@ -58,7 +61,7 @@ def test_commands_of_the_readme_run(tmp_path, monkeypatch):
     short = ["total_steps=3", "warmup_steps=1", "log_every=1"]
     options = [word for assignment in short for word in ("--set", assignment)]
     assert cli.main([*distill, *options]) == 0
-    for name in ("info", "plan", "prepare"):
+    for name in ("info", "plan", "prepare", "export", "shrink-vocabulary"):
         words = next(words for words in commands() if words[0] == name)
         assert cli.main(words) == 0
 
