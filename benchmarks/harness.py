@@ -60,7 +60,7 @@ class Competitor:
     memory_limit: int | None = None
 
 
-class Failed(Exception):  # noqa: N818
+class CompetitorError(Exception):
     """A competitor that ended before its time, and why."""
 
 
@@ -140,10 +140,12 @@ class Worker:
         errors = self._errors.read().decode(errors="replace").strip()
         self.close()
         if self._over_limit:
-            raise Failed(OUT_OF_MEMORY[0])
+            raise CompetitorError(OUT_OF_MEMORY[0])
         if code == -9 or any(words in errors for words in _NO_MEMORY):
-            raise Failed(OUT_OF_MEMORY[1])
-        raise Failed(errors.splitlines()[-1] if errors else f"exit code {code}")
+            raise CompetitorError(OUT_OF_MEMORY[1])
+        raise CompetitorError(
+            errors.splitlines()[-1] if errors else f"exit code {code}"
+        )
 
     def _watch(self, limit):
         while self._process.poll() is None:
@@ -180,7 +182,7 @@ def measure(competitors, repeats, budget=60.0, warm_ups=WARM_UPS, keys=("",)):
     def attempt(name, function):
         try:
             return function()
-        except Failed as error:
+        except CompetitorError as error:
             del workers[name]
             results[name] = {"error": str(error)}
             return None

@@ -219,7 +219,7 @@ def forward(pair, role, through, batches, lengths, seed=0):
             return {name: tf.constant(value) for name, value in values.items()}
 
     else:
-        import tensorflow_text  # noqa: F401
+        import tensorflow_text  # noqa: F401 (registers its ops)
 
         words, tokenizer = bert_tokenizer(pair.vocabulary_size)
         loaded = exported(model, tokenizer, lengths)

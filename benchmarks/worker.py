@@ -13,6 +13,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
@@ -27,7 +29,7 @@ class Work(NamedTuple):
     """
 
     run: object
-    facts: dict = {}  # noqa: RUF012
+    facts: Mapping = MappingProxyType({})
     finish: object = dict
 
 

@@ -517,6 +517,7 @@ def _tpu(version, teraflops, memory_gb, num_devices):
     )
 
 
+# NVIDIA's figures were compared with copies of the sheets made by others.
 DEVICES = {
     "v100": Device(125, 15.7, 16, 1, "NVIDIA V100 data sheet, SXM2", ("float16",)),
     "t4": Device(65, 8.1, 16, 1, "NVIDIA T4 data sheet", ("float16",)),
@@ -525,8 +526,7 @@ DEVICES = {
     "h200": Device(989, 494, 141, 1, "NVIDIA H200 data sheet, SXM, without sparsity"),
     "l4": Device(121, 60, 24, 1, "NVIDIA L4 data sheet, without sparsity"),
     "rtx4090": Device(165, 82.6, 24, 1, "NVIDIA Ada architecture white paper"),
-    # Of v2 and v3, each of the two cores of a chip is a device.
-    "tpu-v2-8": _tpu("v2", 22.5, 8, 8),
+    # Of v3, each of the two cores of a chip is a device.
     "tpu-v3-8": _tpu("v3", 61.5, 16, 8),
     "tpu-v4-8": _tpu("v4", 275, 32, 4),
     "tpu-v5e-8": _tpu("v5e", 197, 16, 8),

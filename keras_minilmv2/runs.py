@@ -469,7 +469,7 @@ def _finish(run, monitor):
         save_student(run.student, run.tokenizer, output_dir / "student")
         _save_history(run)
         raise DivergedError(
-            f"The loss was not finite at step {monitor.nan_step}; the student of step "
+            f"{monitor.problem} at step {monitor.nan_step}; the student of step "
             f"{monitor.last_good_step} is kept in {output_dir / 'student'}. Try a "
             "lower peak_learning_rate, or mixed_bfloat16 in place of mixed_float16."
         )

@@ -12,6 +12,7 @@ RANKS = {
     "files": 0,
     "tables": 0,
     "seeds": 0,
+    "gradients": 0,
     "backbones": 1,
     "distillation": 2,
     "training": 3,

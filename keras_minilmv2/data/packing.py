@@ -10,6 +10,11 @@ import numpy as np
 import tensorflow as tf
 import tokenizers
 
+from keras_minilmv2.backbones.tokenizers import (
+    check_packable,
+    without_special_tokens_in_text,
+)
+
 BATCH_CHARS = 65_536
 
 # Unicode's spaces and separators of lines and paragraphs, the ASCII ones left out.
@@ -180,18 +185,7 @@ def check_packing(tokenizer, sequence_length):
             "`sequence_length` must be at least 3: a start token, a token and an end "
             f"token. Received: sequence_length={sequence_length}."
         )
-    for name in ("start_token_id", "end_token_id", "pad_token_id"):
-        if getattr(tokenizer, name, None) is None:
-            raise TypeError(
-                f"`tokenizer` must have a `{name}`. "
-                f"Received: tokenizer of type {type(tokenizer).__name__}."
-            )
-    for name in ("sequence_length", "add_bos", "add_eos"):
-        if getattr(tokenizer, name, None):
-            raise ValueError(
-                f"`tokenizer` must not set `{name}`: packing does it. "
-                f"Received: {name}={getattr(tokenizer, name)}."
-            )
+    check_packable(tokenizer)
 
 
 def piece_batches(pieces, max_chars):
@@ -273,16 +267,7 @@ def _cleaning(tokenizer):
 
 def _graph_function(tokenizer):
     """Pieces to one vector of tokens, by the tokenizer's own ops."""
-    if getattr(tokenizer, "special_tokens_in_strings", False):
-        tokenizer = type(tokenizer).from_config(
-            {
-                **tokenizer.get_config(),
-                "vocabulary": tokenizer.get_vocabulary(),
-                # get_config of keras-hub 0.32 lacks it.
-                "split_on_cjk": tokenizer.split_on_cjk,
-                "special_tokens_in_strings": False,
-            }
-        )
+    tokenizer = without_special_tokens_in_text(tokenizer)
     end_token_id = tokenizer.end_token_id
 
     def tokenize(texts, separate):

@@ -11,6 +11,8 @@ and TensorFlow 2.21.
 import keras
 import tensorflow as tf
 
+from keras_minilmv2.gradients import dense
+
 
 class TensorFlowSteps:
     """`train_step` and `test_step` of `RelationDistiller` on TensorFlow."""
@@ -234,7 +236,7 @@ class TensorFlowSteps:
             loss = self.optimizer.scale_loss(share)
         variables = self.distilled_variables
         gradients = tape.gradient(loss, variables)
-        gradients = [_dense(g, v) for g, v in zip(gradients, variables, strict=True)]
+        gradients = [dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         return gradients, losses, pair_losses
 
     def _clipped_share(self, gradients, norm, num_replicas):
@@ -267,16 +269,3 @@ def _split(value, steps):
             f"be static. Received: accumulation_steps={steps}, batch={batch}."
         )
     return tf.reshape(value, (steps, batch // steps, *value.shape[1:]))
-
-
-def _dense(gradient, variable):
-    """A gradient without holes: Adam then moves every row of an embedding.
-
-    Without XLA an embedding's gradient has the touched rows only and Keras' optimizers
-    leave the others alone; with XLA it is dense. The papers' Adam is dense.
-    """
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    return tf.math.unsorted_segment_sum(
-        gradient.values, gradient.indices, variable.shape[0]
-    )

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_minilmv2.gradients import dense
+
 # Texts tokenized at a time.
 _CHUNK = 4_096
 # Batches are padded to multiples of this, so that there are few shapes.
@@ -177,7 +179,7 @@ def train(model, loss, optimizer, epochs, on_step=None):
             scaled = optimizer.scale_loss(value)
         gradients = tape.gradient(scaled, variables)
         optimizer.apply(
-            [_dense(g, v) for g, v in zip(gradients, variables, strict=True)]
+            [dense(g, v) for g, v in zip(gradients, variables, strict=True)]
         )
         return value
 
@@ -252,11 +254,3 @@ def _graph(function, *arguments):
     )
     # The concrete function: a grid makes many, of which tf.function would warn.
     return tf.function(function).get_concrete_function(*specs)
-
-
-def _dense(gradient, variable):
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    return tf.math.unsorted_segment_sum(
-        gradient.values, gradient.indices, variable.shape[0]
-    )

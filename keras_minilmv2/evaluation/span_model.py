@@ -29,6 +29,7 @@ from keras_minilmv2.evaluation.span_metrics import (
     squad_v2_metrics,
 )
 from keras_minilmv2.files import replacing_directory
+from keras_minilmv2.gradients import dense
 
 _CONFIG_FILE = "span_model.json"
 _HEAD_FILE = "span_head.safetensors"
@@ -159,7 +160,7 @@ class SpanModel(keras.Model):
         variables = self.trainable_variables
         gradients = tape.gradient(loss, variables)
         reached = [
-            (_dense(gradient, variable), variable)
+            (dense(gradient, variable), variable)
             for gradient, variable in zip(gradients, variables, strict=True)
             if gradient is not None
         ]
@@ -488,15 +489,6 @@ def _has_accelerator():
     """Whether XLA pays: it made steps slower on a CPU."""
     kinds = ("GPU", "TPU")
     return any(tf.config.list_logical_devices(kind) for kind in kinds)
-
-
-def _dense(gradient, variable):
-    """A gradient without holes: Adam then moves every row of an embedding."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    return tf.math.unsorted_segment_sum(
-        gradient.values, gradient.indices, variable.shape[0]
-    )
 
 
 def _model_error(path, reason):

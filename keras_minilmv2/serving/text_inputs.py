@@ -7,6 +7,10 @@ spaces are plain ones for WordPiece, byte pairs are GPT-2's.
 import keras_hub
 import tensorflow as tf
 
+from keras_minilmv2.backbones.tokenizers import (
+    check_packable,
+    without_special_tokens_in_text,
+)
 from keras_minilmv2.serving.byte_pair import BytePairGraph
 
 # Unicode's spaces and separators of lines and paragraphs, the ASCII ones left out.
@@ -43,7 +47,7 @@ class TextInputs:
     def __init__(
         self, tokenizer, sequence_lengths, num_texts, segment_ids, answer_mask=False
     ):
-        _check_tokenizer(tokenizer)
+        check_packable(tokenizer)
         self._start = [tokenizer.start_token_id]
         self._end = [tokenizer.end_token_id]
         self._pad = tokenizer.pad_token_id
@@ -65,7 +69,7 @@ class TextInputs:
         if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
             self._tokenize = BytePairGraph(tokenizer, sequence_lengths[-1])
         else:
-            self._tokenize = _without_special_tokens_in_text(tokenizer)
+            self._tokenize = without_special_tokens_in_text(tokenizer)
             # Keras exports no layer that was never called.
             self._tokenize(["a"])
         # A graph in eager calls too, where keras-hub has another tokenizer.
@@ -160,33 +164,3 @@ def _heads(rows, num_tokens):
     """The first tokens of each row."""
     begins = rows.row_starts()
     return tf.gather(rows.values, tf.ragged.range(begins, begins + num_tokens))
-
-
-def _check_tokenizer(tokenizer):
-    for name in ("start_token_id", "end_token_id", "pad_token_id"):
-        if getattr(tokenizer, name, None) is None:
-            raise TypeError(
-                f"`tokenizer` must have a `{name}`. "
-                f"Received: tokenizer of type {type(tokenizer).__name__}."
-            )
-    for name in ("sequence_length", "add_bos", "add_eos"):
-        if getattr(tokenizer, name, None):
-            raise ValueError(
-                f"`tokenizer` must not set `{name}`: packing does it. "
-                f"Received: {name}={getattr(tokenizer, name)}."
-            )
-
-
-def _without_special_tokens_in_text(tokenizer):
-    """The tokenizer, or one like it for which `"[MASK]"` in a text is plain text."""
-    if not getattr(tokenizer, "special_tokens_in_strings", False):
-        return tokenizer
-    return type(tokenizer).from_config(
-        {
-            **tokenizer.get_config(),
-            "vocabulary": tokenizer.get_vocabulary(),
-            # get_config of keras-hub 0.32 lacks it.
-            "split_on_cjk": tokenizer.split_on_cjk,
-            "special_tokens_in_strings": False,
-        }
-    )

@@ -155,6 +155,7 @@ class RunMonitor(keras.callbacks.Callback):
         self.last_step = self.start_step
         self.stop_requested = False
         self.nan_step = None
+        self.problem = "The loss was not finite"
         self.last_good_step = self.start_step
         self._warned = False
         self._skipped_steps = 0
@@ -187,10 +188,11 @@ class RunMonitor(keras.callbacks.Callback):
         losses = {
             metric.name: float(logs[metric.name]) for metric in self.model.metrics
         }
-        if (
-            not all(math.isfinite(value) for value in losses.values())
-            or step - self._last_update(step) >= _MOST_SKIPPED_IN_A_ROW
-        ):
+        if not all(math.isfinite(value) for value in losses.values()):
+            self._diverged(step)
+            return
+        if step - self._last_update(step) >= _MOST_SKIPPED_IN_A_ROW:
+            self.problem = f"{_MOST_SKIPPED_IN_A_ROW} updates in a row were not finite"
             self._diverged(step)
             return
         self.last_step = step

@@ -175,4 +175,5 @@ def test_a_run_stops_when_a_hundred_updates_in_a_row_are_left_out():
         model=Skipping(1_000), total_steps=200, log_every=50, evaluate_every=200
     )
     assert monitor.nan_step == 100
+    assert monitor.problem == "100 updates in a row were not finite"
     assert not monitor.finished
