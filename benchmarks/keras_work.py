@@ -98,8 +98,23 @@ def backbone(pair, sizes):
 
 
 def make_distiller(pair, blocked, accumulation_steps, seed):
-    """A distiller of new models, compiled."""
+    """A distiller of new models, compiled.
+
+    Args:
+        pair: `shapes.Pair`.
+        blocked: bool. False for the plain formula, and blocks as keras-nlp
+            runs them.
+        accumulation_steps: int.
+        seed: int.
+
+    Returns:
+        tuple of teacher, student and distiller.
+    """
     import keras_minilmv2 as km
+    from keras_minilmv2.backbones import projections
+
+    if not blocked:
+        projections.can_be_flat = lambda block: False
 
     keras.utils.set_random_seed(seed)
     teacher = backbone(pair, pair.teacher)

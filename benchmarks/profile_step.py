@@ -180,7 +180,7 @@ def part_of(name):
 
 def kind_of(kind):
     """The type of an operation, oneDNN's under the name of TensorFlow's."""
-    return re.sub(r"^_(Mkl|Fused)", "", kind)
+    return re.sub(r"^_(Mkl)?(Native)?(Fused)?", "", kind)
 
 
 def wall_shares(steps, threads):

@@ -6,7 +6,8 @@
 
 The floor is the time of the step's floating-point operations, counted from the shapes,
 at the rate of a product of two large matrices in the same run: in the dtype of the
-policy for the models, in float32 for relations and optimizer.
+policy for the models, in float32 for relations and optimizer. `plain` is the plain
+formula of the loss, with the encoders' blocks as keras-nlp runs them.
 """
 
 from harness import (

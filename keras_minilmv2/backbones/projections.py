@@ -7,6 +7,7 @@ import keras
 import keras_hub
 
 from keras_minilmv2.backbones.attention import QKVAttention, attention_of
+from keras_minilmv2.backbones.flat_blocks import FlatBlocks, can_be_flat
 
 
 def block_calls(backbone):
@@ -69,6 +70,10 @@ def qkv_model(backbone, layer, projections=("query", "key", "value")):
     calls = block_calls(backbone)
     check_layer("layer", layer, len(calls))
     block, block_input = calls[layer - 1]
+    below = [block for block, _ in calls[: layer - 1]]
+    if below and all(map(can_be_flat, below)):
+        first_input = calls[0][1]
+        block_input = FlatBlocks(below)(first_input, backbone.input["padding_mask"])
     vectors = QKVAttention.adopt(attention_of(block)).project(block_input)
     return keras.Model(
         backbone.input,

@@ -55,7 +55,7 @@ def test_nothing_above_the_projections_is_in_the_graph(name, layer):
     below = {id(block) for block, _ in calls[: layer - 1]}
     blocks = [
         each
-        for each in model.layers
+        for each in model._flatten_layers()
         if isinstance(each, keras_hub.layers.TransformerEncoder)
     ]
     assert {id(block) for block in blocks} == below

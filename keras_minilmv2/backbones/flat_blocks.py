@@ -1,0 +1,121 @@
+"""Encoder blocks over one matrix of tokens, for speed.
+
+A keras-nlp block keeps `(batch, length, hidden_dim)` throughout. Its attention's
+projections are then products with one matrix for each sequence, whose weight gradients
+are formed for each sequence and summed, and reshapes stand between a product and its
+bias and activation, so that TensorFlow cannot fuse them. Over `(batch * length,
+hidden_dim)` all that falls away.
+
+Reads private names of Keras' `MultiHeadAttention` and keras-nlp's `TransformerEncoder`;
+checked on Keras 3.15 and keras-nlp 0.32.
+"""
+
+import keras
+import keras_hub
+from keras import ops
+
+from keras_minilmv2.backbones.attention import QKVAttention, attention_of
+from keras_minilmv2.backbones.elementwise import activate, drop
+
+_PLAIN_ATTENTION = keras.layers.MultiHeadAttention, QKVAttention
+
+
+def can_be_flat(block):
+    """Whether `FlatBlocks` computes what the block computes."""
+    if type(block) is not keras_hub.layers.TransformerEncoder:
+        return False
+    attention = attention_of(block)
+    layers = (*_projections(attention), attention.output_dense, *_dense_layers(block))
+    return (
+        type(attention) in _PLAIN_ATTENTION
+        and not block.normalize_first
+        and all(layer.quantization_mode is None for layer in layers)
+    )
+
+
+class FlatBlocks(keras.layers.Layer):
+    """Runs encoder blocks, with their own weights, over one matrix of tokens.
+
+    Args:
+        blocks: list of built keras-nlp `TransformerEncoder` layers for which
+            `can_be_flat` is true, in the order in which they run; one may stand in it
+            several times.
+        **kwargs: as for `keras.layers.Layer`.
+    """
+
+    def __init__(self, blocks, **kwargs):
+        super().__init__(dtype=blocks[0].dtype_policy, **kwargs)
+        self.blocks = list(blocks)
+        self.built = True
+
+    def call(self, x, padding_mask, training=None):
+        """Runs the blocks one after the other.
+
+        Args:
+            x: float, `(batch, length, hidden_dim)`.
+            padding_mask: int or bool, `(batch, length)`; 0 is padding.
+            training: bool. Whether dropout acts.
+
+        Returns:
+            The last block's output, shaped as `x`.
+        """
+        shape = ops.shape(x)
+        # As Keras' softmax: -1e9 is infinite in float16.
+        smallest = -3e4 if self.compute_dtype == "float16" else -1e9
+        hidden = ops.cast(ops.logical_not(ops.cast(padding_mask, "bool")), x.dtype)
+        # (batch, 1, 1, length)
+        bias = ops.multiply(hidden, ops.cast(smallest, x.dtype))[:, None, None, :]
+        x = ops.reshape(x, (-1, x.shape[-1]))
+        for block in self.blocks:
+            x = _block(block, x, bias, shape[1], training)
+        return ops.reshape(x, (-1, shape[1], x.shape[-1]))
+
+    def compute_output_spec(self, x, padding_mask, training=None):
+        """Shape and dtype of `x`."""
+        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+
+def _block(block, x, bias, length, training):
+    """One block, over tokens `(batch * length, hidden_dim)`."""
+    y = _attention(attention_of(block), x, bias, length, training)
+    y = drop(block._self_attention_dropout, y, training)
+    x = block._self_attention_layer_norm(ops.add(y, x))
+    wide, narrow = _dense_layers(block)
+    y = ops.add(ops.matmul(x, wide.kernel), wide.bias)
+    y = narrow(activate(wide.activation, y, training))
+    y = drop(block._feedforward_dropout, y, training)
+    return block._feedforward_layer_norm(ops.add(y, x))
+
+
+def _attention(attention, x, bias, length, training):
+    num_heads, head_dim = attention.num_heads, attention.key_dim
+    query, key, value = (
+        # (batch, heads, length, head_dim)
+        ops.transpose(
+            ops.reshape(_dense(x, layer), (-1, length, num_heads, head_dim)),
+            (0, 2, 1, 3),
+        )
+        for layer in _projections(attention)
+    )
+    # The scale stands where TensorFlow fuses it, and the bias, with the product.
+    scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
+    scores = ops.multiply(scores, ops.cast(head_dim**-0.5, scores.dtype))
+    weights = ops.softmax(ops.add(scores, bias))
+    weights = drop(attention._dropout_layer, weights, training)
+    heads = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+    heads = ops.reshape(heads, (-1, num_heads * head_dim))
+    return _dense(heads, attention.output_dense)
+
+
+def _dense(x, layer):
+    """An `EinsumDense` of attention, as a product of two matrices."""
+    kernel = ops.reshape(layer.kernel, (x.shape[-1], -1))
+    return ops.add(ops.matmul(x, kernel), ops.reshape(layer.bias, (-1,)))
+
+
+def _projections(attention):
+    return attention.query_dense, attention.key_dense, attention.value_dense
+
+
+def _dense_layers(block):
+    return block._feedforward_intermediate_dense, block._feedforward_output_dense
