@@ -18,12 +18,20 @@ class TensorFlowSteps:
     """`train_step` and `test_step` of `RelationDistiller` on TensorFlow."""
 
     _compiled_gradients = None
+    _compiled_update = None
 
     def train_step(self, data):
         """One update of the student, in one replica."""
         inputs = self._inputs(data)
         compute = self._compiled_gradients or self._gradients
         gradients, losses, pair_losses = compute(inputs)
+        update = self._compiled_update or self._update
+        update(gradients)
+        self._update_metrics(losses, pair_losses)
+        return self.get_metrics_result()
+
+    def _update(self, gradients):
+        """Updates the student with the gradients of a replica's share of the loss."""
         num_replicas = self.distribute_strategy.num_replicas_in_sync
         if num_replicas > 1:
             context = tf.distribute.get_replica_context()
@@ -32,8 +40,6 @@ class TensorFlowSteps:
         if num_replicas > 1:
             gradients = self._clipped_share(gradients, norm, num_replicas)
         self.optimizer.apply(gradients, self.distilled_variables)
-        self._update_metrics(losses, pair_losses)
-        return self.get_metrics_result()
 
     def test_step(self, data):
         """The loss on one batch, without dropout, in one replica."""
@@ -48,6 +54,7 @@ class TensorFlowSteps:
             if self.jit_compile and not self.run_eagerly:
                 gradients = tf.function(gradients, jit_compile=True)
             self._compiled_gradients = gradients
+            self._compiled_update = self._maybe_compiled_update()
             self.train_function = self._step_loop(self.train_step)
 
     def make_test_function(self, force=False):
@@ -57,6 +64,18 @@ class TensorFlowSteps:
             if self.jit_compile and not self.run_eagerly:
                 step = self._compiled_test_step()
             self.test_function = self._step_loop(step)
+
+    def _maybe_compiled_update(self):
+        """The update in one compiled pass, where no replicas meet in it.
+
+        Op by op it reads and writes a large embedding and its moments many times: a
+        tenth of a step of XLM-R's students.
+        """
+        if self.run_eagerly or self.distribute_strategy.num_replicas_in_sync > 1:
+            return None
+        if not self.optimizer.built:
+            self.optimizer.build(self.distilled_variables)
+        return tf.function(self._update, jit_compile=True)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing is left to build; Keras' attempt fails under several workers."""
