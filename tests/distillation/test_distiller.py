@@ -441,3 +441,31 @@ def test_wrong_batches_are_refused(teacher):
         distiller.test_step(batch["token_ids"])
     with pytest.raises(ValueError, match=r"sequence_length=13, max_sequence_length=12"):
         distiller.test_step(make_batch(length=13))
+
+
+def test_blocked_and_plain_loss_train_the_same_weights(teacher):
+    batches = [make_batch(size=8, seed=seed) for seed in range(50)]
+    joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
+    examples = tf.data.Dataset.from_tensor_slices(joined).batch(8)
+    students, losses = [], []
+    for blocked in (True, False):
+        student = make_student(teacher)
+        relation_loss = RelationLoss(4, blocked=blocked)
+        distiller = km.RelationDistiller(teacher, student, 2, None, None, relation_loss)
+        distiller.compile(km.adamw(5e-3, warmup_steps=5, total_steps=50))
+        history = distiller.fit(examples, verbose=0, shuffle=False).history
+        assert distiller.optimizer.iterations == 50
+        losses.append(history["loss"][0])
+        students.append(student)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    moved = max(
+        np.abs(ours - start).max()
+        for ours, start in zip(
+            students[0].get_weights(), make_student(teacher).get_weights(), strict=True
+        )
+    )
+    assert moved > 0.05
+    for ours, theirs in zip(
+        students[0].get_weights(), students[1].get_weights(), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
