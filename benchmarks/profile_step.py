@@ -111,7 +111,7 @@ def profile(options, directory):
         object.__setattr__(owner, method, scoped)
 
     in_scope(distiller, "_micro_gradients", "part_gradients")
-    in_scope(distiller, "_teacher_relations", "part_teacher")
+    in_scope(distiller, "_targets", "part_teacher")
     in_scope(distiller, "_sequence_losses", "part_student")
     in_scope(distiller.relation_loss, "sequence_losses", "part_relations")
     in_scope(distiller, "_update_gradient_metrics", "part_metrics")

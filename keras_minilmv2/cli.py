@@ -12,10 +12,13 @@ from keras_minilmv2.commands import (
     export,
     finetune,
     info,
+    layers,
     plan,
     prepare,
+    pretrain,
     serve_check,
     shrink_vocabulary,
+    student,
 )
 from keras_minilmv2.version import __version__
 
@@ -26,6 +29,9 @@ COMMANDS = (
     plan,
     prepare,
     distill,
+    pretrain,
+    student,
+    layers,
     finetune,
     evaluate,
     shrink_vocabulary,

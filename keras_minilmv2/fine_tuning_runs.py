@@ -1,15 +1,8 @@
 """Fine-tuning runs: from a model and a task to a directory with scores in it."""
 
-import contextlib
 import dataclasses
-import datetime
-import errno
-import gc
-import hashlib
-import json
 import math
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +10,10 @@ from pathlib import Path
 import keras
 import keras_hub
 import numpy as np
-import tensorflow as tf
 
 from keras_minilmv2.backbones.families import family_of, uses_segment_ids
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.classifiers import (
-    CLASSIFIERS,
     text_classifier,
     text_preprocessor,
 )
@@ -34,15 +25,7 @@ from keras_minilmv2.evaluation.fine_tuning import (
     train,
     training_epochs,
 )
-from keras_minilmv2.evaluation.grid import (
-    Cell,
-    FinishedCells,
-    Result,
-    best_cell,
-    best_summary,
-    grid_cells,
-    summaries,
-)
+from keras_minilmv2.evaluation.grid import FinishedCells, Result, grid_cells
 from keras_minilmv2.evaluation.metrics import main_metric, task_metrics
 from keras_minilmv2.evaluation.tasks import (
     get_task,
@@ -50,27 +33,26 @@ from keras_minilmv2.evaluation.tasks import (
     load_examples,
     write_predictions,
 )
-from keras_minilmv2.files import remove, replacing_directory, replacing_file
-from keras_minilmv2.report import describe, hardware, model_name
-from keras_minilmv2.tables import markdown_table
-from keras_minilmv2.training.callbacks import ProgressLine, clock
-from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.version import __version__
-
-# What a run writes; overwriting a run removes these and nothing else.
-OUTPUTS = (
-    "settings.json",
-    "cells",
-    "model",
-    "predictions",
-    "metrics.json",
-    "report.md",
+from keras_minilmv2.files import replacing_directory
+from keras_minilmv2.fine_tuning_report import write_report
+from keras_minilmv2.grid_runs import (
+    as_values,
+    begin,
+    check_directory,
+    check_evaluation_dir,
+    check_room,
+    check_some_finished,
+    percent,
+    read_notes,
+    run_cells,
+    sha256,
+    write_json,
+    writing,
 )
+from keras_minilmv2.report import describe
+from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.training.schedule import adamw
 
-# Where the data and the model lay does not matter, what was in them does.
-_NOT_COMPARED = ("model", "data_dir")
-# Bytes of a preset that are not weights: vocabulary, settings.
-_MARGIN = 20_000_000
 # Examples of a batch that is not trained on.
 _EVALUATION_BATCH = 64
 
@@ -116,7 +98,7 @@ class Evaluation:
         where = f"{self.task.title} {self.split}, {len(self.examples):,} examples"
         if self.metrics is None:
             return f"{where}: no labels"
-        values = (f"{name} {_percent(v)}" for name, v in self.metrics.items())
+        values = (f"{name} {percent(v)}" for name, v in self.metrics.items())
         return f"{where}: {', '.join(values)}"
 
 
@@ -211,13 +193,13 @@ def fine_tune(
     """
     task, output_dir = get_task(task), Path(output_dir)
     cells = grid_cells(
-        _values(learning_rate, task.learning_rates if grid else task.learning_rate),
-        _values(epochs, task.epochs if grid else task.epochs[0]),
-        _values(seed, 0),
+        as_values(learning_rate, task.learning_rates if grid else task.learning_rate),
+        as_values(epochs, task.epochs if grid else task.epochs[0]),
+        as_values(seed, 0),
     )
     batch_size = task.batch_size if batch_size is None else batch_size
     _check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
-    _check_directory(output_dir)
+    check_directory(output_dir)
     backbone, tokenizer = _load(model, tokenizer, dtype_policy)
     preprocessor = text_preprocessor(
         backbone,
@@ -244,18 +226,21 @@ def fine_tune(
     )
     settings = _settings(setup, model, data_dir)
     finished = FinishedCells(output_dir / "cells")
-    _begin(output_dir, settings, finished, cells, overwrite)
+    begin(output_dir, settings, finished, cells, overwrite)
     say(
         f"{describe(backbone)}; {task.title}: {len(train_examples):,} training "
         f"examples, {len(dev_examples):,} of {task.dev_split}."
     )
-    results = _run_cells(setup, cells, finished, output_dir, say)
-    best = best_cell(results)
-    if best is None:
-        raise RuntimeError(
-            "The loss was not finite in any run. Try a lower learning rate, or "
-            "mixed_bfloat16 in place of mixed_float16."
-        )
+    results = run_cells(
+        output_dir,
+        cells,
+        finished,
+        lambda cell: _run_cell(setup, cell),
+        lambda classifier, cell, path: _save_classifier(setup, classifier, cell, path),
+        f"{task.dev_split} {main_metric(task)}",
+        say,
+    )
+    best = check_some_finished(results)
     saved = _load_classifier(output_dir / "model")
     evaluations = {
         split: _evaluate(saved, task, split, load_examples(task, split, **data))
@@ -263,9 +248,9 @@ def fine_tune(
         if split.startswith("dev") and has_split(task, split, data_dir)
     }
     run = FineTuning(task, output_dir, best, results, evaluations)
-    with _writing(output_dir):
+    with writing(output_dir):
         _write_evaluations(output_dir, evaluations.values(), dataclasses.asdict(best))
-        _write_report(run, setup, settings)
+        write_report(run, setup, settings)
     for evaluation in evaluations.values():
         say(str(evaluation))
     return run
@@ -301,7 +286,7 @@ def evaluate_model(
             model has other labels than the task.
     """
     path = _model_dir(model)
-    notes = _read_notes(path)
+    notes = read_notes(path)
     if task is None and not notes:
         raise ValueError(
             "`task` must be given for a model that does not say its own. "
@@ -310,20 +295,15 @@ def evaluate_model(
     task = get_task(notes["task"] if task is None else task)
     split = task.dev_split if split is None else split
     if output_dir is not None:
-        _check_evaluation_dir(Path(output_dir), overwrite)
+        check_evaluation_dir(Path(output_dir), overwrite)
     examples = load_examples(task, split, data_dir, tfds_data_dir)
     classifier = _load_classifier(path)
     _check_labels(task, path, notes, classifier)
     evaluation = _evaluate(classifier, task, split, examples)
     if output_dir is not None:
-        with _writing(output_dir):
+        with writing(output_dir):
             _write_evaluations(Path(output_dir), [evaluation])
     return evaluation
-
-
-def _values(given, default):
-    value = default if given is None else given
-    return tuple(value) if isinstance(value, list | tuple | range) else (value,)
 
 
 def _check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay):
@@ -342,36 +322,6 @@ def _check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay
         raise ValueError(
             f"`weight_decay` must be at least 0. Received: weight_decay={weight_decay}."
         )
-
-
-def _check_directory(path):
-    """Raises unless a path is free for a directory, or holds outputs of a run."""
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(
-            f"`output_dir` must be a directory. Received: output_dir={path}, a file."
-        )
-    names = _names(path)
-    if names and "settings.json" not in names:
-        raise FileExistsError(
-            "`output_dir` must be empty or new. "
-            f"Received: output_dir={path}, which holds {', '.join(names[:3])}."
-        )
-
-
-def _check_evaluation_dir(path, overwrite):
-    names = _names(path)
-    if names and not (overwrite and set(names) <= {"metrics.json", "predictions"}):
-        raise FileExistsError(
-            "`output_dir` must be empty or new, or hold another evaluation and "
-            "--overwrite be given. "
-            f"Received: output_dir={path}, which holds {', '.join(names[:3])}."
-        )
-
-
-def _names(path):
-    if not path.is_dir():
-        return []
-    return sorted(e.name for e in path.iterdir() if not e.name.startswith("."))
 
 
 def _load(model, tokenizer, dtype_policy):
@@ -409,8 +359,8 @@ def _settings(setup, model, data_dir):
         "task": setup.task.name,
         "model": str(model) if named else setup.backbone.name,
         "data_dir": None if data_dir is None else str(data_dir),
-        "weights_sha256": _sha256(*setup.backbone.get_weights()),
-        "data_sha256": _sha256(
+        "weights_sha256": sha256(*setup.backbone.get_weights()),
+        "data_sha256": sha256(
             *(setup.train.token_ids, setup.train.lengths, setup.train_examples.labels),
             *(setup.dev.token_ids, setup.dev.lengths, setup.dev_examples.labels),
         ),
@@ -421,78 +371,6 @@ def _settings(setup, model, data_dir):
         "weight_decay": setup.weight_decay,
         "dtype_policy": setup.dtype_policy,
     }
-
-
-def _sha256(*arrays):
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _begin(output_dir, settings, finished, cells, overwrite):
-    """Makes the directory ready; raises if it holds another run or a finished one."""
-    path = output_dir / "settings.json"
-    if path.is_file() and not overwrite:
-        found = _read_json(path)
-        differing = [
-            name
-            for name in settings
-            if name not in _NOT_COMPARED and found.get(name) != settings[name]
-        ]
-        if differing:
-            raise FileExistsError(
-                "`output_dir` must not hold a run of another model, other data or "
-                f"other settings. Received: output_dir={output_dir}, which differs in "
-                f"{', '.join(differing)}. Pass --overwrite to replace it, or name "
-                "another directory."
-            )
-        if set(cells) <= set(finished.load()) and (output_dir / "report.md").is_file():
-            raise FileExistsError(
-                "`output_dir` must not hold a finished run. Received: "
-                f"output_dir={output_dir}. Pass --overwrite to replace it, or name "
-                "another directory."
-            )
-        return
-    with _writing(output_dir):
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for name in OUTPUTS:
-            remove(output_dir / name)
-        _write_json(path, settings)
-
-
-def _run_cells(setup, cells, finished, output_dir, say):
-    """Runs what is not finished; keeps the model of the best run in `model/`.
-
-    Runs that another grid in the same directory finished count too.
-    """
-    results = finished.load()
-    notes = _read_notes(output_dir / "model")
-    if notes and Cell(**notes["cell"]) not in results:
-        # Its model was saved and its result was not.
-        cells = list(dict.fromkeys([Cell(**notes["cell"]), *cells]))
-    if results:
-        say(f"Finished runs in {output_dir}: {len(results)}.")
-    missing = [cell for cell in cells if cell not in results]
-    for number, cell in enumerate(missing, start=1):
-        say(f"Run {number} of {len(missing)}: {cell}.")
-        result, classifier = _run_cell(setup, cell)
-        results[cell] = result
-        with _writing(output_dir):
-            # The model first: a cell whose result is there is not run again.
-            if best_cell(results) == cell:
-                _save_classifier(setup, classifier, cell, output_dir / "model")
-            finished.save(cell, result)
-        if result.score is None:
-            say("  The loss was not finite.")
-        else:
-            say(
-                f"  {setup.task.dev_split} {main_metric(setup.task)} "
-                f"{_percent(result.score)}, {clock(result.seconds)}"
-            )
-        del classifier
-        gc.collect()  # a Keras model is a cycle, and a grid has many
-    return dict(sorted(results.items()))
 
 
 def _run_cell(setup, cell):
@@ -572,9 +450,7 @@ def _evaluation(task, split, examples, outputs):
 def _save_classifier(setup, classifier, cell, path):
     task = setup.task
     classifier.preprocessor = setup.preprocessor
-    # HDF5 writes errors of its own for a full disk, and again when Python ends.
-    if shutil.disk_usage(path.parent).free < 4 * classifier.count_params() + _MARGIN:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    check_room(path.parent, classifier.count_params())
     with replacing_directory(path) as fresh:
         classifier.save_to_preset(str(fresh))
         notes = {
@@ -582,7 +458,7 @@ def _save_classifier(setup, classifier, cell, path):
             "label_names": task.label_names,
             "cell": dataclasses.asdict(cell),
         }
-        _write_json(fresh / "fine_tuning.json", notes)
+        write_json(fresh / "fine_tuning.json", notes)
 
 
 def is_classifier(model):
@@ -605,7 +481,7 @@ def load_classifier(model):
         ValueError: if it cannot be read.
     """
     path = _model_dir(model)
-    return _load_classifier(path), _read_notes(path)
+    return _load_classifier(path), read_notes(path)
 
 
 def _model_dirs(model):
@@ -641,12 +517,6 @@ def _load_classifier(path):
     return classifier
 
 
-def _read_notes(path):
-    """What `_save_classifier` wrote beside a model; {} for a model from elsewhere."""
-    file = path / "fine_tuning.json"
-    return _read_json(file) if file.is_file() else {}
-
-
 def _check_labels(task, path, notes, classifier):
     names = notes.get("label_names", task.label_names)
     names = tuple(names) if names else None
@@ -672,7 +542,7 @@ def _write_evaluations(output_dir, evaluations, cell=None):
                 fresh / evaluation.split,
             )
     task = next(iter(evaluations)).task
-    _write_json(
+    write_json(
         output_dir / "metrics.json",
         {
             "task": task.name,
@@ -687,162 +557,3 @@ def _write_evaluations(output_dir, evaluations, cell=None):
             },
         },
     )
-
-
-def _write_report(run, setup, settings):
-    """Writes `report.md`: the scores, how they were chosen, and on what."""
-    task, results = run.task, run.results
-    metric = main_metric(task)
-    evaluation = run.evaluations[task.dev_split]
-    parts = [
-        f"# {model_name(settings['model'])} on {task.title}",
-        f"{metric.capitalize()} on {task.dev_split}: "
-        f"{_percent(evaluation.metrics[metric])}. All scores are times 100.",
-        _score_table(run),
-    ]
-    missing = [
-        split
-        for split in task.splits
-        if split.startswith("dev") and split not in run.evaluations
-    ]
-    if missing:
-        parts.append(f"Not measured, as there is no file: {', '.join(missing)}.")
-    if len(results) > 1:
-        parts += _grid_parts(run)
-    parts += [
-        markdown_table(["setting", "value"], _facts(run, setup, settings)),
-        "The model is in `model/`, a keras-nlp preset: "
-        "`keras_hub.models.TextClassifier.from_preset` reads it"
-        + _import_note(setup.backbone)
-        + ". Its predictions are in `predictions/`, all metrics in `metrics.json`, the "
-        "result of each run in `cells/`. For a test split: `keras-minilmv2 evaluate`.",
-    ]
-    with replacing_file(run.output_dir / "report.md") as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _score_table(run):
-    task = run.task
-    if not task.languages:
-        rows = [
-            [
-                split,
-                f"{len(evaluation.examples):,}",
-                *(_percent(evaluation.metrics[name]) for name in task.metrics),
-            ]
-            for split, evaluation in run.evaluations.items()
-        ]
-        return markdown_table(["split", "examples", *task.metrics], rows)
-    metric = main_metric(task)
-    rows = [["mean of languages"], *([language] for language in task.languages)]
-    for evaluation in run.evaluations.values():
-        names = [metric, *(f"{metric}_{language}" for language in task.languages)]
-        for row, name in zip(rows, names, strict=True):
-            known = name in evaluation.metrics
-            row.append(_percent(evaluation.metrics[name]) if known else "not measured")
-    header = ["language", *(f"{split} {metric}" for split in run.evaluations)]
-    return markdown_table(header, rows)
-
-
-def _grid_parts(run):
-    best = best_summary(run.results)
-    deviation = "" if best.deviation is None else f" ± {_percent(best.deviation)}"
-    rows = [
-        [
-            f"{summary.learning_rate:g}",
-            str(summary.epochs),
-            str(len(summary.scores)),
-            "" if summary.mean is None else _percent(summary.mean),
-            "" if summary.deviation is None else _percent(summary.deviation),
-            str(summary.num_diverged),
-        ]
-        for summary in summaries(run.results)
-    ]
-    header = ["learning rate", "epochs", "runs", "mean", "deviation", "diverged"]
-    metric, split = main_metric(run.task), run.task.dev_split
-    return [
-        f"Best setting by mean {metric} on {split}: learning rate "
-        f"{best.learning_rate:g}, epochs {best.epochs}: {_percent(best.mean)}"
-        f"{deviation} over {len(best.scores)} seeds. `model/` is the best of "
-        f"{len(run.results)} runs: {run.cell}. It was chosen on {split}, so its score "
-        "there is on the high side.",
-        f"{metric.capitalize()} on {split}, mean and sample standard deviation over "
-        "seeds:",
-        markdown_table(header, rows),
-    ]
-
-
-def _facts(run, setup, settings):
-    task, cell = run.task, run.cell
-    result = run.results[cell]
-    number = f"{settings['num_train_examples']:,}"
-    if task.num_train and task.num_train != settings["num_train_examples"]:
-        number += f" of {task.num_train:,}"
-    reaching = np.mean(setup.train.lengths == setup.train.sequence_length)
-    facts = [
-        ["model", f"{settings['model']}, {describe(setup.backbone)}"],
-        ["training examples", number],
-        ["data", settings["data_dir"] or "TFDS"],
-        [
-            "learning rate, epochs, seed",
-            f"{cell.learning_rate:g}, {cell.epochs}, {cell.seed}",
-        ],
-        ["batch size", f"{setup.batch_size}"],
-        [
-            "sequence length",
-            f"{setup.train.sequence_length} tokens, which {100 * reaching:.1f}% of the "
-            "training examples reach",
-        ],
-        ["warm-up, weight decay", f"{setup.warmup_fraction}, {setup.weight_decay}"],
-        ["training loss by epoch", ", ".join(f"{x:.4f}" for x in result.losses)],
-        ["runs", f"{len(run.results)}"],
-        ["precision", setup.dtype_policy],
-        ["hardware", hardware()],
-        ["wall time", clock(sum(result.seconds for result in run.results.values()))],
-        ["date", datetime.date.today().isoformat()],
-        [
-            "versions",
-            f"keras-minilmv2 {__version__}, Keras {keras.__version__}, TensorFlow "
-            f"{tf.__version__}, keras-hub {keras_hub.__version__}",
-        ],
-    ]
-    num_broken = setup.train_examples.num_broken + setup.dev_examples.num_broken
-    if num_broken:
-        facts.insert(2, ["rows left out, too few columns", f"{num_broken}"])
-    return facts
-
-
-def _import_note(backbone):
-    """What must be imported first for a classifier that keras-hub does not have."""
-    module = CLASSIFIERS[family_of(backbone).backbone_class].__module__
-    if not module.startswith("keras_minilmv2"):
-        return ""
-    return f" after `import {module}`"
-
-
-def _percent(value):
-    return f"{100 * value:.2f}"
-
-
-def _read_json(path):
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, as it was written.") from error
-
-
-def _write_json(path, values):
-    with replacing_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def _writing(output_dir):
-    """An error of a write says that it is the output directory's."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            "`output_dir` must be writable and have room. Received: "
-            f"output_dir={output_dir} ({error.strerror or error})."
-        ) from error

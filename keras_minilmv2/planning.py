@@ -572,6 +572,11 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
         ValueError: if the recipe does not fit its teacher, or there is no such device.
         ConnectionError: as `encoder_shape` does.
     """
+    if recipe.objective != "relations":
+        raise ValueError(
+            "`objective` must be relations: other costs are not counted. "
+            f"Received: objective={recipe.objective!r}."
+        )
     teacher = encoder_shape(recipe.teacher)
     student = student_shape(teacher, recipe)
     if not 3 <= recipe.sequence_length <= teacher.max_sequence_length:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from keras_minilmv2.files import replacing_file
 
+OBJECTIVES = ("relations", "attention_values", "hidden_states", "masked_tokens")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -32,8 +34,12 @@ class Recipe:
         student_teacher_layers: tuple of int or None. Layers that the student begins
             with.
         student_dropout: float.
+        objective: str. What the student learns: `"relations"`, or, to compare with,
+            `"attention_values"` (MiniLM v1), `"hidden_states"` or `"masked_tokens"`
+            (no teacher).
         num_relation_heads: int.
         relation_weights: dict of float by pair of letters q, k, v.
+        whole_words: bool. Whether `"masked_tokens"` masks whole words.
         corpus: tuple of str. Files, directories, globs, `-`, or `tfds:` data sets.
         document_separator: str. `"blank_line"`, `"line"` or `"file"`.
         decode_errors: str. `"strict"` or `"replace"`.
@@ -75,11 +81,13 @@ class Recipe:
     student_initialization: str = "random"
     student_teacher_layers: tuple[int, ...] | None = None
     student_dropout: float = 0.1
-    # Relations.
+    # Objective.
+    objective: str = "relations"
     num_relation_heads: int
     relation_weights: dict[str, float] = field(
         default_factory=lambda: {"qq": 1.0, "kk": 1.0, "vv": 1.0}
     )
+    whole_words: bool = False
     # Data.
     corpus: tuple[str, ...]
     document_separator: str = "blank_line"
@@ -139,12 +147,15 @@ class Recipe:
                     f"steps_per_execution={self.steps_per_execution}, "
                     f"{name}={getattr(self, name)}."
                 )
-        policies = ("float32", "mixed_bfloat16", "mixed_float16")
-        if self.dtype_policy not in policies:
-            raise ValueError(
-                f"`dtype_policy` must be one of {', '.join(policies)}. "
-                f"Received: dtype_policy={self.dtype_policy!r}."
-            )
+        for name, known in (
+            ("dtype_policy", ("float32", "mixed_bfloat16", "mixed_float16")),
+            ("objective", OBJECTIVES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(known)}. "
+                    f"Received: {name}={getattr(self, name)!r}."
+                )
 
     def override(self, assignments):
         """Returns a recipe with some fields set from text.
@@ -312,6 +323,10 @@ def _from_text(text, annotation):
     if origin is dict:
         pairs = (item.split(":") for item in text.split(",") if item.strip())
         return {key.strip(): _from_text(value, arguments[1]) for key, value in pairs}
+    if annotation is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError
+        return text.lower() == "true"
     return annotation(text)
 
 
@@ -325,4 +340,6 @@ def _type_name(annotation):
         return f"a tuple of {arguments[0].__name__}"
     if origin is dict:
         return f"a dict of {arguments[1].__name__}"
-    return {"int": "an int", "str": "a str", "float": "a float"}[annotation.__name__]
+    return {bool: "true or false", int: "an int", str: "a str", float: "a float"}[
+        annotation
+    ]

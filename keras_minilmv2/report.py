@@ -51,18 +51,43 @@ def hardware():
     return f"{model}, {os.cpu_count()} cores"
 
 
+# The loss of an objective, and its unit.
+_LOSSES = {
+    "relations": ("relation loss", "nats"),
+    "attention_values": ("attention and value-relation loss", "nats"),
+    "hidden_states": ("hidden-state loss", "squared units"),
+    "masked_tokens": ("masked-token loss", "nats"),
+}
+
+
+def loss_name(recipe):
+    """What the loss of a recipe is called, with its unit: `"relation loss [nats]"`."""
+    name, unit = _LOSSES[recipe.objective]
+    return f"{name} [{unit}]"
+
+
+def held_out_summary(recipe, history):
+    """One sentence: the held-out loss before and after."""
+    name, unit = _LOSSES[recipe.objective]
+    before, after = (history.series("held_out_loss")[1][i] for i in (0, -1))
+    return f"Held-out {name}: {before:.4f} {unit} before, {after:.4f} after."
+
+
 def write_report(run):
     """Writes `report.md`: what was run, on what, with which result."""
     recipe, history = run.recipe, run.history
-    before = history.series("held_out_loss")[1][0]
-    after = history.last("held_out_loss")
-    pairs = [pair for pair, weight in recipe.relation_weights.items() if weight]
+    prefix = "held_out_"
+    parts = [
+        name.removeprefix(prefix)
+        for name in history.names()
+        if name.startswith(prefix) and name != f"{prefix}loss"
+    ]
     losses = [
         [
             name,
             *(
-                f"{history.series(f'held_out_{column}')[1][index]:.4f}"
-                for column in ("loss", *pairs)
+                f"{history.series(f'{prefix}{column}')[1][index]:.4f}"
+                for column in ("loss", *parts)
             ),
         ]
         for name, index in (("before", 0), ("after", -1))
@@ -77,8 +102,7 @@ def write_report(run):
         for role, backbone in (("teacher", run.teacher), ("student", run.student))
     ]
     facts = [
-        ["teacher", f"{recipe.teacher}, layer {recipe.teacher_layer}"],
-        ["relation heads", f"{recipe.num_relation_heads}"],
+        *_objective_facts(recipe),
         ["student begins from", recipe.student_initialization],
         ["corpus", ", ".join(recipe.corpus)],
         [
@@ -104,18 +128,51 @@ def write_report(run):
     ]
     text = "\n\n".join(
         [
-            f"# Distillation of {model_name(recipe.teacher)}",
-            f"Held-out relation loss: {before:.4f} nats before, {after:.4f} after.",
-            markdown_table(["student", "loss", *pairs], losses),
+            f"# {run_title(recipe)}",
+            held_out_summary(recipe, history),
+            markdown_table(["student", "loss", *parts], losses),
             "![Loss and learning rate over steps](curves.png)",
             markdown_table(["model", "shape", "float32 weights"], models),
             markdown_table(["setting", "value"], facts),
             "The student is in `student/`, a keras-nlp preset: "
-            "`keras_hub.models.Backbone.from_preset` reads it. The attention output, "
-            "norms and feed-forward of its last layer, and a pooler, got no gradient "
-            "and are as initialised: fine-tune before use. All settings are in "
+            f"`keras_hub.models.Backbone.from_preset` reads it. {_untrained(recipe)} "
+            "as initialised: fine-tune before use. All settings are in "
             "`recipe.json`, the numbers behind the curves in `history.csv`.",
         ]
     )
     with replacing_file(run.output_dir / "report.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def run_title(recipe):
+    """What a run does, in one line."""
+    teacher = model_name(recipe.teacher)
+    student = f"{recipe.student_num_layers}x{recipe.student_hidden_dim}"
+    if recipe.objective == "masked_tokens":
+        return f"Masked language modelling of a {student} like {teacher}"
+    title = f"Distillation of {teacher} to {student}"
+    if recipe.objective == "relations":
+        return f"{title}, {recipe.num_relation_heads} relation heads"
+    return f"{title}, {_LOSSES[recipe.objective][0]}"
+
+
+def _objective_facts(recipe):
+    if recipe.objective == "masked_tokens":
+        words = "words" if recipe.whole_words else "tokens"
+        return [
+            ["tokenizer and shape of", recipe.teacher],
+            ["objective", f"masked {words}"],
+        ]
+    facts = [["teacher", f"{recipe.teacher}, layer {recipe.teacher_layer}"]]
+    if recipe.objective == "relations":
+        return [*facts, ["relation heads", f"{recipe.num_relation_heads}"]]
+    return [*facts, ["objective", recipe.objective.replace("_", " ")]]
+
+
+def _untrained(recipe):
+    if recipe.objective in ("hidden_states", "masked_tokens"):
+        return "A pooler got no gradient and is"
+    return (
+        "The attention output, norms and feed-forward of its last layer, and a pooler, "
+        "got no gradient and are"
+    )

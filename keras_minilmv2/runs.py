@@ -22,9 +22,12 @@ from keras_minilmv2.data.preparation import prepare
 from keras_minilmv2.data.shards import MANIFEST, PreparedExamples
 from keras_minilmv2.data.text import Corpus
 from keras_minilmv2.distillation.distiller import RelationDistiller
+from keras_minilmv2.distillation.hidden_states import HiddenStateDistiller
+from keras_minilmv2.distillation.losses import AttentionValueLoss
+from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
 from keras_minilmv2.files import remove, save_student
 from keras_minilmv2.recipes import load_recipe
-from keras_minilmv2.report import describe, model_name, write_report
+from keras_minilmv2.report import describe, loss_name, run_title, write_report
 from keras_minilmv2.seeds import set_seed
 from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor
 from keras_minilmv2.training.checkpoints import Checkpoints
@@ -51,7 +54,7 @@ OUTPUTS = (
 )
 
 # Sequences that the "projection" initialization looks at.
-_NUM_EXAMPLES = 64
+NUM_PROJECTION_EXAMPLES = 64
 
 
 class DivergedError(RuntimeError):
@@ -165,21 +168,19 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
         teacher, tokenizer = load_teacher(recipe)
         # Built once before anything is written: it checks most settings.
         if recipe.student_initialization != "projection":
-            make_distiller(teacher, make_student(teacher, recipe), recipe)
+            make_distiller(teacher, make_student(teacher, recipe), recipe, tokenizer)
     with _undone_on_error(output_dir, keep=resume):
-        prepared_dir = _prepare(recipe, tokenizer, output_dir, overwrite, say)
-        examples = {
-            part: PreparedExamples(prepared_dir, part) for part in ("train", "held_out")
-        }
-        _check_examples(recipe, examples, tokenizer)
+        examples = make_examples(recipe, tokenizer, output_dir, overwrite, say)
     with corpus_errors(*examples.values()):
-        held_out = _held_out(recipe, teacher, examples["held_out"])
+        held_out = held_out_batches(recipe, teacher, examples["held_out"])
         first = None
         if recipe.student_initialization == "projection":
-            first = _inputs(teacher, sample(examples["train"], _NUM_EXAMPLES))
+            first = with_segment_ids(
+                teacher, sample(examples["train"], NUM_PROJECTION_EXAMPLES)
+            )
         with strategy.scope():
             student = make_student(teacher, recipe, first)
-            distiller = make_distiller(teacher, student, recipe)
+            distiller = make_distiller(teacher, student, recipe, tokenizer)
         if chief and not resume:
             with _writing(output_dir):
                 for name in set(OUTPUTS) - {"prepared"}:
@@ -253,30 +254,100 @@ def make_student(teacher, recipe, examples=None, initialization=None):
     )
 
 
-def make_distiller(teacher, student, recipe):
-    """Builds and compiles the distiller of a recipe."""
-    distiller = RelationDistiller(
-        teacher,
-        student,
-        teacher_layer=recipe.teacher_layer,
-        num_relation_heads=recipe.num_relation_heads,
-        relation_weights=recipe.relation_weights,
-    )
+def make_distiller(teacher, student, recipe, tokenizer):
+    """Builds and compiles what trains the student of a recipe."""
+    if recipe.objective == "relations":
+        distiller = RelationDistiller(
+            teacher,
+            student,
+            teacher_layer=recipe.teacher_layer,
+            num_relation_heads=recipe.num_relation_heads,
+            relation_weights=recipe.relation_weights,
+        )
+    elif recipe.objective == "attention_values":
+        distiller = RelationDistiller(
+            teacher,
+            student,
+            teacher_layer=recipe.teacher_layer,
+            relation_loss=AttentionValueLoss(),
+        )
+    elif recipe.objective == "hidden_states":
+        distiller = HiddenStateDistiller(
+            teacher, student, recipe.teacher_layer, seed=recipe.seed
+        )
+    else:
+        distiller = MaskedTokenTrainer(
+            student, tokenizer, whole_words=recipe.whole_words, seed=recipe.seed
+        )
     distiller.compile(
-        optimizer=adamw(
-            recipe.peak_learning_rate,
-            recipe.warmup_steps,
-            recipe.total_steps,
-            weight_decay=recipe.weight_decay,
-            beta_1=recipe.beta_1,
-            beta_2=recipe.beta_2,
-            epsilon=recipe.epsilon,
-            gradient_clip_norm=recipe.gradient_clip_norm,
-        ),
+        optimizer=recipe_optimizer(recipe),
         steps_per_execution=recipe.steps_per_execution,
         accumulation_steps=recipe.accumulation_steps,
     )
     return distiller
+
+
+def recipe_optimizer(recipe):
+    """The optimizer of a recipe, with its schedule."""
+    return adamw(
+        recipe.peak_learning_rate,
+        recipe.warmup_steps,
+        recipe.total_steps,
+        weight_decay=recipe.weight_decay,
+        beta_1=recipe.beta_1,
+        beta_2=recipe.beta_2,
+        epsilon=recipe.epsilon,
+        gradient_clip_norm=recipe.gradient_clip_norm,
+    )
+
+
+def write_student(recipe, output_dir, truncated_teacher=False):
+    """Writes a recipe's student before any training, as a keras-nlp preset.
+
+    Args:
+        recipe: `Recipe` whose student begins from `"random"` or `"layers"`.
+        output_dir: str or path. Empty or new.
+        truncated_teacher: bool. The teacher's own first layers instead, as many as
+            the student has.
+
+    Returns:
+        The student.
+
+    Raises:
+        ValueError: if the student begins from `"projection"`, which needs a corpus.
+        FileExistsError: if the directory holds anything.
+    """
+    path = Path(output_dir)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"`output_dir` must be empty or new. Received: output_dir={path}."
+        )
+    if recipe.student_initialization == "projection" and not truncated_teacher:
+        raise ValueError(
+            "`student_initialization` must be random or layers for a student that is "
+            "not trained. Received: student_initialization='projection'."
+        )
+    teacher, tokenizer = load_teacher(recipe)
+    if truncated_teacher:
+        student = truncated(teacher, recipe.student_num_layers)
+    else:
+        student = make_student(teacher, recipe)
+    with _writing(path):
+        save_student(student, tokenizer, path, overwrite=True)
+    return student
+
+
+def truncated(teacher, num_layers):
+    """The teacher's own first layers, as an encoder of their own."""
+    return student_backbone(
+        teacher,
+        num_layers=num_layers,
+        num_heads=teacher.num_heads,
+        hidden_dim=teacher.hidden_dim,
+        intermediate_dim=teacher.intermediate_dim,
+        initialization="layers",
+        teacher_layers=range(1, num_layers + 1),
+    )
 
 
 def make_corpus(recipe):
@@ -312,6 +383,30 @@ def _undone_on_error(output_dir, keep):
             if not existed and output_dir.exists():
                 output_dir.rmdir()
         raise
+
+
+def make_examples(recipe, tokenizer, output_dir, overwrite=False, say=print):
+    """The examples of a recipe, prepared in a directory unless they are already.
+
+    Args:
+        recipe: `Recipe`.
+        tokenizer: that of its teacher.
+        output_dir: path of the run.
+        overwrite: bool. Whether to prepare anew.
+        say: function that is called with each line of information.
+
+    Returns:
+        dict of `PreparedExamples`, `"train"` and `"held_out"`.
+
+    Raises:
+        ValueError: if they are not what the recipe needs.
+    """
+    prepared_dir = _prepare(recipe, tokenizer, output_dir, overwrite, say)
+    examples = {
+        part: PreparedExamples(prepared_dir, part) for part in ("train", "held_out")
+    }
+    _check_examples(recipe, examples, tokenizer)
+    return examples
 
 
 def _prepare(recipe, tokenizer, output_dir, overwrite, say):
@@ -376,17 +471,17 @@ def _check_examples(recipe, examples, tokenizer):
         )
 
 
-def _inputs(backbone, batch):
+def with_segment_ids(backbone, batch):
     """A batch with the segment ids that the backbone reads."""
     if uses_segment_ids(backbone):
         return {**batch, "segment_ids": np.zeros_like(batch["token_ids"])}
     return batch
 
 
-def _held_out(recipe, teacher, examples):
+def held_out_batches(recipe, teacher, examples):
     """Held-out batches, in memory."""
     chosen = sample(examples, recipe.held_out_examples, seed=recipe.seed)
-    dataset = tf.data.Dataset.from_tensor_slices(_inputs(teacher, chosen))
+    dataset = tf.data.Dataset.from_tensor_slices(with_segment_ids(teacher, chosen))
     return dataset.batch(recipe.batch_size)
 
 
@@ -399,10 +494,8 @@ def _monitor(run, resume, chief, progress_stream, say):
         arrays, damaged = checkpoints.latest()
         for step in damaged:
             say(f"Note: {checkpoints.path(step)} is damaged and is left out.")
-    say(
-        f"Teacher: {describe(run.teacher)}; its layer {recipe.teacher_layer} is "
-        f"distilled in {recipe.num_relation_heads} relation heads."
-    )
+    say(f"{run_title(recipe)}.")
+    say(f"Teacher: {describe(run.teacher)}; layer {recipe.teacher_layer}.")
     say(
         f"Student: {describe(run.student)}; begins from "
         f"{recipe.student_initialization}."
@@ -487,11 +580,9 @@ def _save_history(run):
     """Writes `history.csv` and `curves.png`."""
     recipe = run.recipe
     run.history.save_csv(run.output_dir / "history.csv")
-    title = (
-        f"{model_name(recipe.teacher)} to {recipe.student_num_layers}x"
-        f"{recipe.student_hidden_dim}, {recipe.num_relation_heads} relation heads"
+    run.history.save_curves(
+        run.output_dir / "curves.png", run_title(recipe), loss_name(recipe)
     )
-    run.history.save_curves(run.output_dir / "curves.png", title)
 
 
 def _tensorboard(path):

@@ -1,10 +1,10 @@
-"""MiniLMv2 6x384 from BERT base, the smallest English student.
+"""MiniLMv2 6x384 from BERT base, an English student.
 
     keras-minilmv2 distill recipes/bert_base_l6_h384.py --output-dir out
 
-Cost:    not measured yet
-Result:  not measured yet; paper: MNLI-m 82.8, SQuAD 2.0 72.9
-Source:  Wang et al., 2021, section 4.1 and table 1
+Cost:    not measured; `keras-minilmv2 plan` estimates it
+Result:  not measured; paper: MNLI-m 82.8, SQuAD 2.0 72.9
+Source:  Wang et al., 2021, sections 4.1 and 4.2
 """
 
 from keras_minilmv2 import Recipe
@@ -13,7 +13,7 @@ recipe = Recipe(
     # Teacher. 12 layers of 768; the last one is distilled.
     teacher="bert_base_en_uncased",
     teacher_layer=12,
-    # Student. 22.7M parameters.
+    # Student.
     student_num_layers=6,
     student_num_heads=12,
     student_hidden_dim=384,
@@ -24,7 +24,7 @@ recipe = Recipe(
     corpus=("tfds:wikipedia/20230601.en",),
     sequence_length=512,
     batch_size=256,  # global, sequences
-    # Optimizer. 400k x 256 = 102M sequences.
+    # Optimizer. 400,000 x 256 = 102M sequences.
     peak_learning_rate=6e-4,
     warmup_steps=4_000,
     total_steps=400_000,

@@ -1,11 +1,10 @@
 """MiniLMv2 12x384 from XLM-R base, a multilingual student.
 
-    keras-minilmv2 distill recipes/xlm_roberta_base_l12_h384.py --output-dir out \
-        --set corpus=/data/cc100
+    keras-minilmv2 distill recipes/xlm_roberta_base_l12_h384.py --output-dir out
 
-Cost:    not measured yet
-Result:  not measured yet; paper: XNLI 72.2, MLQA F1 63.8
-Source:  Wang et al., 2021, section 4.1
+Cost:    not measured; `keras-minilmv2 plan` estimates it
+Result:  not measured; paper: XNLI 72.2, MLQA F1 63.8
+Source:  Wang et al., 2021, sections 4.1 and 4.2
 """
 
 from keras_minilmv2 import Recipe
@@ -14,7 +13,7 @@ recipe = Recipe(
     # Teacher. 12 layers of 768; the last one is distilled.
     teacher="xlm_roberta_base_multi",
     teacher_layer=12,
-    # Student. 117M parameters, 96M of them token embeddings.
+    # Student.
     student_num_layers=12,
     student_num_heads=12,
     student_hidden_dim=384,
@@ -37,7 +36,7 @@ recipe = Recipe(
     ),
     sequence_length=512,
     batch_size=256,  # global, sequences
-    # Optimizer. 1M x 256 = 256M sequences.
+    # Optimizer. 1,000,000 x 256 = 256M sequences.
     peak_learning_rate=6e-4,
     warmup_steps=4_000,
     total_steps=1_000_000,

@@ -75,6 +75,50 @@ class FlatBlocks(keras.layers.Layer):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
 
+class QKVProjections(keras.layers.Layer):
+    """Queries, keys and values of an attention layer, with its own weights.
+
+    Args:
+        attention: a built `keras.layers.MultiHeadAttention`. What is not projected is
+            no part of this layer.
+        projections: names out of `"query"`, `"key"` and `"value"`.
+        **kwargs: as for `keras.layers.Layer`.
+    """
+
+    def __init__(self, attention, projections, **kwargs):
+        super().__init__(dtype=attention.dtype_policy, **kwargs)
+        attention = QKVAttention.adopt(attention)
+        self.dense = {name: getattr(attention, f"{name}_dense") for name in projections}
+        self.num_heads, self.head_dim = attention.num_heads, attention.key_dim
+        self.built = True
+
+    def call(self, x):
+        """Projects.
+
+        Args:
+            x: float, `(batch, length, hidden_dim)`.
+
+        Returns:
+            dict by name of `(batch, length, num_heads, head_dim)`.
+        """
+        shape = -1, ops.shape(x)[1], self.num_heads, self.head_dim
+        tokens = ops.reshape(x, (-1, x.shape[-1]))
+        return {
+            name: dense(x)
+            if dense.quantization_mode is not None
+            else ops.reshape(_dense(tokens, dense), shape)
+            for name, dense in self.dense.items()
+        }
+
+    def compute_output_spec(self, x):
+        """Shapes and dtype of the projections."""
+        shape = (*x.shape[:-1], self.num_heads, self.head_dim)
+        return {
+            name: keras.KerasTensor(shape, dtype=self.compute_dtype)
+            for name in self.dense
+        }
+
+
 def _block(block, x, bias, length, training):
     """One block, over tokens `(batch * length, hidden_dim)`."""
     y = _attention(attention_of(block), x, bias, length, training)

@@ -6,8 +6,12 @@ Reads Keras' graph of a functional model; checked on Keras 3.15 and keras-nlp 0.
 import keras
 import keras_hub
 
-from keras_minilmv2.backbones.attention import QKVAttention, attention_of
-from keras_minilmv2.backbones.flat_blocks import FlatBlocks, can_be_flat
+from keras_minilmv2.backbones.attention import attention_of
+from keras_minilmv2.backbones.flat_blocks import (
+    FlatBlocks,
+    QKVProjections,
+    can_be_flat,
+)
 
 
 def block_calls(backbone):
@@ -22,13 +26,8 @@ def block_calls(backbone):
         list of pairs of a `TransformerEncoder` and its symbolic input, a `KerasTensor`
         of shape `(batch, length, hidden_dim)`.
     """
-    # Depth counts down from the inputs: only this walk tells ALBERT's runs apart.
-    return [
-        (node.operation, node.input_tensors[0])
-        for depth in sorted(backbone._nodes_by_depth, reverse=True)
-        for node in backbone._nodes_by_depth[depth]
-        if isinstance(node.operation, keras_hub.layers.TransformerEncoder)
-    ]
+    nodes = _block_nodes(backbone)
+    return [(node.operation, node.input_tensors[0]) for node in nodes]
 
 
 def check_layer(argument, layer, num_layers):
@@ -67,16 +66,91 @@ def qkv_model(backbone, layer, projections=("query", "key", "value")):
     Reference:
         [Wang et al., 2021](https://arxiv.org/abs/2012.15828).
     """
+    model = qkv_models(backbone, [layer], projections)
+    (vectors,) = model.output.values()
+    return keras.Model(
+        backbone.input, vectors, name=f"{backbone.name}_layer_{layer}_qkv"
+    )
+
+
+def qkv_models(backbone, layers, projections=("query", "key", "value")):
+    """Builds a model of several layers' queries, keys and values; see `qkv_model`.
+
+    Args:
+        backbone: a keras-nlp backbone with self-attention encoder blocks.
+        layers: ascending list of int, from 1.
+        projections: names of those that the model has.
+
+    Returns:
+        `keras.Model` from the backbone's inputs to a dict of dicts; the layers are
+        str there.
+    """
     calls = block_calls(backbone)
-    check_layer("layer", layer, len(calls))
-    block, block_input = calls[layer - 1]
-    below = [block for block, _ in calls[: layer - 1]]
-    if below and all(map(can_be_flat, below)):
-        first_input = calls[0][1]
-        block_input = FlatBlocks(below)(first_input, backbone.input["padding_mask"])
-    vectors = QKVAttention.adopt(attention_of(block)).project(block_input)
+    for layer in layers:
+        check_layer("layer", layer, len(calls))
+    outputs = {}
+    states = _states(backbone, [layer - 1 for layer in layers])
+    for layer, block_input in zip(layers, states, strict=True):
+        block, _ = calls[layer - 1]
+        vectors = QKVProjections(attention_of(block), projections)
+        outputs[str(layer)] = vectors(block_input)
+    return keras.Model(backbone.input, outputs, name=f"{backbone.name}_qkv")
+
+
+def hidden_states_model(backbone, layers):
+    """Builds a model that ends in the hidden states of some layers.
+
+    The model shares the backbone's weights and holds nothing above the last of them.
+
+    Args:
+        backbone: a keras-nlp backbone with self-attention encoder blocks.
+        layers: ascending list of int. 0 is what the first block is given, the
+            embeddings; a block's output counts from 1.
+
+    Returns:
+        `keras.Model` from the backbone's inputs to a dict by `"layer_N"` of hidden
+        states, each `(batch, length, hidden_dim)` in the compute dtype.
+
+    Raises:
+        ValueError: if a layer is below 0 or above the depth of the backbone, or the
+            layers are not ascending.
+    """
+    depth = len(block_calls(backbone))
+    if list(layers) != sorted(set(layers)) or not all(0 <= n <= depth for n in layers):
+        raise ValueError(
+            "`layers` must be ascending, from 0 for the embeddings to the number of "
+            f"layers. Received: layers={list(layers)}, num_layers={depth}."
+        )
+    states = _states(backbone, layers)
     return keras.Model(
         backbone.input,
-        {name: vectors[name] for name in projections},
-        name=f"{backbone.name}_layer_{layer}_qkv",
+        {f"layer_{n}": state for n, state in zip(layers, states, strict=True)},
+        name=f"{backbone.name}_hidden_states",
     )
+
+
+def _block_nodes(backbone):
+    # Depth counts down from the inputs: only this walk tells ALBERT's runs apart.
+    return [
+        node
+        for depth in sorted(backbone._nodes_by_depth, reverse=True)
+        for node in backbone._nodes_by_depth[depth]
+        if isinstance(node.operation, keras_hub.layers.TransformerEncoder)
+    ]
+
+
+def _states(backbone, layers):
+    """Hidden states, symbolic, after ascending numbers of blocks."""
+    nodes = _block_nodes(backbone)
+    blocks = [node.operation for node in nodes]
+    embeddings = nodes[0].input_tensors[0]
+    if not all(map(can_be_flat, blocks[: layers[-1]])):
+        outputs = [embeddings, *(node.outputs[0] for node in nodes)]
+        return [outputs[layer] for layer in layers]
+    x, done, states = embeddings, 0, []
+    for layer in layers:
+        if layer > done:
+            x = FlatBlocks(blocks[done:layer])(x, backbone.input["padding_mask"])
+        states.append(x)
+        done = layer
+    return states

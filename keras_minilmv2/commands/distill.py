@@ -38,16 +38,22 @@ def add(commands):
 def run(options):
     """Runs a recipe."""
     from keras_minilmv2.recipes import load_recipe
-    from keras_minilmv2.runs import distill
 
     recipe = load_recipe(options.recipe).override(options.assignments)
     if options.decode_errors:
         recipe = recipe.override([f"decode_errors={options.decode_errors}"])
+    run_recipe(recipe, options)
+
+
+def run_recipe(recipe, options):
+    """Trains the student of a recipe and says what came out."""
+    from keras_minilmv2.report import held_out_summary
+    from keras_minilmv2.runs import distill
+
     result = distill(recipe, options.output_dir, overwrite=options.overwrite)
     if not result.finished:
         return
-    before, *_, after = result.history.series("held_out_loss")[1]
-    print(f"Held-out relation loss: {before:.4f} nats before, {after:.4f} after.")
+    print(held_out_summary(recipe, result.history))
     print(
         f"Written: {result.output_dir / 'student'}, {result.output_dir / 'report.md'}"
     )

@@ -9,14 +9,17 @@ def add(commands):
         commands,
         "evaluate",
         run,
-        "score a fine-tuned model; predictions as GLUE wants them",
+        "score a fine-tuned model; predictions in the official formats",
         """
   keras-minilmv2 evaluate out/sst2 --data-dir glue_data
   keras-minilmv2 evaluate out/sst2 --data-dir glue_data --split test \\
-      --output-dir out/sst2_test""",
+      --output-dir out/sst2_test
+  keras-minilmv2 evaluate out/squad1 --task mlqa --data-dir MLQA_V1""",
     )
     command.add_argument("model", help="a directory that finetune wrote")
-    command.add_argument("--task", help="default: the task of the model")
+    command.add_argument(
+        "--task", help="default: the task of the model; mlqa for a model of squad1"
+    )
     command.add_argument("--split", help="default: the task's dev split")
     command.add_argument(
         "--data-dir", metavar="DIR", help="the task's published files; default: TFDS"
@@ -29,15 +32,17 @@ def add(commands):
 def run(options):
     """Evaluates a model."""
     from keras_minilmv2.fine_tuning_runs import evaluate_model
+    from keras_minilmv2.span_runs import evaluate_on_questions, span_model_dir
 
-    print(
-        evaluate_model(
-            options.model,
-            options.task,
-            data_dir=options.data_dir,
-            tfds_data_dir=options.tfds_data_dir,
-            split=options.split,
-            output_dir=options.output_dir,
-            overwrite=options.overwrite,
-        )
-    )
+    settings = {
+        "data_dir": options.data_dir,
+        "tfds_data_dir": options.tfds_data_dir,
+        "output_dir": options.output_dir,
+        "overwrite": options.overwrite,
+    }
+    if options.split is not None:
+        settings["split"] = options.split
+    evaluate = evaluate_model
+    if span_model_dir(options.model) is not None:
+        evaluate = evaluate_on_questions
+    print(evaluate(options.model, options.task, **settings))

@@ -1,5 +1,7 @@
 """`keras-minilmv2 finetune`."""
 
+from pathlib import Path
+
 from keras_minilmv2.commands.parsing import add_command, add_overwrite
 
 
@@ -9,18 +11,20 @@ def add(commands):
         commands,
         "finetune",
         run,
-        "fine-tune an encoder on a GLUE task or XNLI",
+        "fine-tune an encoder on a GLUE task, XNLI or SQuAD",
         """
   keras-minilmv2 finetune out/mine/student --task sst2 --data-dir glue_data \\
       --output-dir out/sst2
   keras-minilmv2 finetune out/mine/student --task rte --grid --seed 0 1 2 3 \\
-      --output-dir out/rte""",
+      --output-dir out/rte
+  keras-minilmv2 finetune out/mine/student --task squad1 --data-dir squad \\
+      --output-dir out/squad1""",
     )
     command.add_argument("model", help="preset name, hf:// handle or directory")
     command.add_argument(
         "--task",
         required=True,
-        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or xnli",
+        help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, xnli, squad1 or squad2",
     )
     command.add_argument(
         "--data-dir", metavar="DIR", help="the task's published files; default: TFDS"
@@ -41,6 +45,11 @@ def add(commands):
         "--num-train-examples", type=int, metavar="N", help="default: all"
     )
     command.add_argument(
+        "--strict",
+        action="store_true",
+        help="of SQuAD: an answer that does not stand in its context is an error",
+    )
+    command.add_argument(
         "--dtype-policy", default="float32", help="of training; default: %(default)s"
     )
     add_overwrite(command)
@@ -49,23 +58,26 @@ def add(commands):
 def run(options):
     """Fine-tunes a model."""
     from keras_minilmv2.fine_tuning_runs import fine_tune
+    from keras_minilmv2.span_runs import SPAN_TASKS, fine_tune_on_squad
 
-    result = fine_tune(
-        options.model,
-        options.task,
-        options.output_dir,
-        data_dir=options.data_dir,
-        tfds_data_dir=options.tfds_data_dir,
-        learning_rate=options.learning_rate,
-        epochs=options.epochs,
-        seed=options.seed,
-        grid=options.grid,
-        batch_size=options.batch_size,
-        sequence_length=options.sequence_length,
-        num_train_examples=options.num_train_examples,
-        dtype_policy=options.dtype_policy,
-        overwrite=options.overwrite,
-    )
-    for evaluation in result.evaluations.values():
-        print(evaluation)
-    print(f"Written: {result.output_dir / 'model'}, {result.output_dir / 'report.md'}")
+    settings = {
+        "data_dir": options.data_dir,
+        "tfds_data_dir": options.tfds_data_dir,
+        "learning_rate": options.learning_rate,
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "grid": options.grid,
+        "batch_size": options.batch_size,
+        "sequence_length": options.sequence_length,
+        "num_train_examples": options.num_train_examples,
+        "dtype_policy": options.dtype_policy,
+        "overwrite": options.overwrite,
+    }
+    if options.task in SPAN_TASKS:
+        settings["strict"] = options.strict
+        run_of_task = fine_tune_on_squad
+    else:
+        run_of_task = fine_tune
+    run_of_task(options.model, options.task, options.output_dir, **settings)
+    directory = Path(options.output_dir)
+    print(f"Written: {directory / 'model'}, {directory / 'report.md'}")

@@ -1,35 +1,14 @@
 """The model that trains a student to have its teacher's relations."""
 
-import keras
-from keras import ops
-
-from keras_minilmv2.backbones.families import family_of, zero_segment_ids
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.precision import cast_once, look_up_before_casting
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
 from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
-from keras_minilmv2.files import save_student
-
-# Each imports its framework, which may be the only one installed.
-if keras.backend.backend() == "tensorflow":
-    from keras_minilmv2.distillation.tensorflow_steps import TensorFlowSteps as Steps
-elif keras.backend.backend() == "jax":
-    from keras_minilmv2.distillation.jax_steps import JaxSteps as Steps
-else:
-    raise ImportError(
-        "`RelationDistiller` needs Keras on TensorFlow or JAX. "
-        f"Received: KERAS_BACKEND={keras.backend.backend()}."
-    )
+from keras_minilmv2.distillation.trainer import StudentTrainer, Untracked
 
 
-class _Untracked:
-    """Holds a model that must not become part of the distiller's weights."""
-
-    def __init__(self, model):
-        self.model = model
-
-
-class RelationDistiller(Steps, keras.Model):
+class RelationDistiller(StudentTrainer):
     """Distils a teacher's self-attention relations into a student (MiniLMv2).
 
         L = sum_ij a_ij / (A_r |x|) sum_a sum_t KL(R_teacher[a, t] || R_student[a, t])
@@ -120,147 +99,35 @@ class RelationDistiller(Steps, keras.Model):
                 f"{relation_loss.name!r}, num_relation_heads={num_relation_heads}, "
                 f"relation_weights={relation_weights}."
             )
-        kwargs.setdefault("dtype", student.dtype_policy)
-        super().__init__(**kwargs)
-        self.student = student
+        super().__init__(
+            student,
+            relation_loss.pairs,
+            min(teacher.max_sequence_length, student.max_sequence_length),
+            **kwargs,
+        )
         self.teacher_layer = teacher_layer
         self.relation_loss = relation_loss
         # A projection that no pair names would be computed, and its weights decayed.
         projections = relation_loss.projections
-        self._teacher_qkv = _Untracked(
+        self._teacher_qkv = Untracked(
             qkv_model(cast_once(teacher), teacher_layer, projections)
         )
         look_up_before_casting(student)
-        self._student_qkv = _Untracked(
+        self._student_qkv = Untracked(
             qkv_model(student, len(block_calls(student)), projections)
-        )
-        self._max_sequence_length = min(
-            teacher.max_sequence_length, student.max_sequence_length
         )
         # Wrong heads fail here, not in the first step.
         num_heads = relation_loss.relation_heads(
             self._teacher_qkv.model.output, self._student_qkv.model.output
         )
         _check_divides(num_heads, teacher, student)
-        self._trackers = {"loss": keras.metrics.Mean(name="loss")}
-        for pair in relation_loss.pairs:
-            self._trackers[pair] = keras.metrics.Mean(name=pair)
-        # Not among `metrics`: they say nothing in `evaluate`.
-        self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
-        self._skipped_steps = keras.metrics.Sum(name="skipped_steps")
-        self.accumulation_steps = 1
-        self.built = True
-
-    @property
-    def metrics(self):
-        """The total loss first, then one metric for each relation pair."""
-        return list(self._trackers.values())
-
-    @property
-    def metrics_variables(self):
-        """Variables of the metrics, the gradient norm and the skipped steps."""
-        trackers = *self.metrics, self._gradient_norm, self._skipped_steps
-        return [variable for tracker in trackers for variable in tracker.variables]
-
-    @property
-    def gradient_norm(self):
-        """Mean global norm of the gradients, before clipping, since the last reset."""
-        return float(self._gradient_norm.result())
-
-    @property
-    def skipped_steps(self):
-        """Updates left out so far because float16 gradients were not finite.
-
-        None if the optimizer does not scale the loss, when none is left out.
-        """
-        if not self._scales_loss:
-            return None
-        return round(float(self._skipped_steps.result()))
 
     @property
     def distilled_variables(self):
         """The student's trainable variables that the loss reaches."""
         return self._student_qkv.model.trainable_variables
 
-    # What Keras trains: the optimizer knows no other variables.
-    @property
-    def trainable_variables(self):
-        """The same as `distilled_variables`."""
-        return self.distilled_variables
-
-    @property
-    def trainable_weights(self):
-        """The same as `distilled_variables`."""
-        return self.distilled_variables
-
-    @property
-    def non_trainable_variables(self):
-        """The rest of the student, and the seeds of its dropout."""
-        distilled = {id(variable) for variable in self.distilled_variables}
-        return [v for v in self.variables if id(v) not in distilled]
-
-    def compile(
-        self,
-        optimizer="rmsprop",
-        jit_compile="auto",
-        accumulation_steps=1,
-        **kwargs,
-    ):
-        """Sets the optimizer and builds its variables.
-
-        Args:
-            optimizer: a Keras optimizer, see `keras_minilmv2.adamw`.
-            jit_compile: bool or `"auto"`: XLA where there is a GPU or TPU, and on
-                TensorFlow not on a CPU, where it was slower.
-            accumulation_steps: int. Micro-batches that the batch of each replica is
-                cut into, so that only one's activations are held at a time. The
-                update is that of the whole batch.
-            **kwargs: as for `keras.Model.compile`, without `loss` and `metrics`.
-
-        Raises:
-            ValueError: if `loss`, `metrics` or `loss_weights` is passed, or
-                `accumulation_steps` is not a positive int.
-        """
-        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
-            raise ValueError(
-                "`accumulation_steps` must be a positive int. "
-                f"Received: accumulation_steps={accumulation_steps!r}."
-            )
-        self.accumulation_steps = accumulation_steps
-        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` must not be passed: the loss of a RelationDistiller is "
-                    f"its `relation_loss`. Received: {name}={kwargs[name]!r}."
-                )
-        if jit_compile == "auto":
-            jit_compile = self._jit_compile_by_default()
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
-        if not self.optimizer.built:
-            # Variables made inside the first step break under tf.distribute.
-            self.optimizer.build(self.distilled_variables)
-
-    def reset_metrics(self):
-        """Resets the metrics and the gradient norm; skipped steps are counted on."""
-        super().reset_metrics()
-        self._gradient_norm.reset_state()
-
-    def call(self, inputs, training=False):
-        """Runs the student."""
-        return self.student(self._inputs(inputs), training=training)
-
-    def save(self, filepath, overwrite=True, **kwargs):
-        """Saves the student, and nothing else, as a keras-nlp preset directory.
-
-        Args:
-            filepath: str or path. A directory.
-            overwrite: bool. Whether an existing directory is replaced.
-            **kwargs: ignored; here for callbacks that pass options of
-                `keras.Model.save`.
-        """
-        save_student(self.student, None, filepath, overwrite=overwrite)
-
-    def _teacher_relations(self, inputs):
+    def _targets(self, inputs, training):
         vectors = self._teacher_qkv.model(inputs, training=False)
         return {**vectors, "padding_mask": inputs["padding_mask"]}
 
@@ -269,70 +136,6 @@ class RelationDistiller(Steps, keras.Model):
         return self.relation_loss.sequence_losses(
             y_true, y_pred, static_shapes=self._needs_static_shapes
         )
-
-    @property
-    def _scales_loss(self):
-        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-
-    def _update_metrics(self, losses, pair_losses):
-        for name, values in {"loss": losses, **pair_losses}.items():
-            if self._scales_loss:
-                # float16 overflows now and then; the update is left out then.
-                self._update_if_finite(self._trackers[name], values)
-            else:
-                self._trackers[name].update_state(values)
-
-    def _update_gradient_metrics(self, gradients, num_replicas=1):
-        """Adds the global norm of what the optimizer is given, and returns it."""
-        norm = _global_norm(gradients)
-        if not self._scales_loss:
-            self._gradient_norm.update_state(norm)
-            return norm
-        scale = self.optimizer.scale_loss(ops.ones(()))
-        unscaled = _global_norm([gradient / scale for gradient in gradients])
-        self._update_if_finite(self._gradient_norm, unscaled)
-        finite = ops.all(
-            ops.stack([ops.all(ops.isfinite(gradient)) for gradient in gradients])
-        )
-        # Each replica adds its share.
-        skipped = 1.0 - ops.cast(finite, "float32")
-        self._skipped_steps.update_state(skipped / num_replicas)
-        return norm
-
-    @staticmethod
-    def _update_if_finite(tracker, values):
-        finite = ops.isfinite(values)
-        tracker.update_state(
-            ops.where(finite, values, 0.0), sample_weight=ops.cast(finite, "float32")
-        )
-
-    def _inputs(self, data):
-        """The student's inputs out of what a dataset yields; labels are ignored."""
-        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        if not isinstance(inputs, dict):
-            raise TypeError(
-                "`dataset` must yield dicts of token_ids and padding_mask. "
-                f"Received: a batch of type {type(inputs).__name__}."
-            )
-        missing = sorted(set(self.student.input) - {"segment_ids"} - set(inputs))
-        if missing:
-            raise ValueError(
-                f"`dataset` must yield {', '.join(sorted(self.student.input))}. "
-                f"Received: a batch without {', '.join(missing)}."
-            )
-        inputs = zero_segment_ids(self.student, inputs)
-        length = inputs["token_ids"].shape[1]
-        if length is not None and length > self._max_sequence_length:
-            raise ValueError(
-                "`sequence_length` must not be beyond the position table. Received: "
-                f"sequence_length={length}, max_sequence_length="
-                f"{self._max_sequence_length}."
-            )
-        return {name: inputs[name] for name in self.student.input}
-
-
-def _global_norm(gradients):
-    return ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
 
 
 def _check_divides(num_relation_heads, teacher, student):

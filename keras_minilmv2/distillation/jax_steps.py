@@ -143,7 +143,7 @@ class JaxSteps:
 
     def _relations_of_teacher(self, values, inputs):
         with _scope(self._teacher_variables(), values):
-            return self._teacher_relations(inputs)
+            return self._targets(inputs, training=False)
 
     def _student_scope(self, variables, rest, optimizer_variables=()):
         return _scope(

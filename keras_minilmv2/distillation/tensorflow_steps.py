@@ -15,7 +15,7 @@ from keras_minilmv2.gradients import dense
 
 
 class TensorFlowSteps:
-    """`train_step` and `test_step` of `RelationDistiller` on TensorFlow."""
+    """`train_step` and `test_step` of a `StudentTrainer` on TensorFlow."""
 
     _compiled_gradients = None
     _compiled_update = None
@@ -92,7 +92,7 @@ class TensorFlowSteps:
         return bool(self.jit_compile)
 
     def _held_out_losses(self, inputs):
-        y_true = self._teacher_relations(inputs)
+        y_true = self._targets(inputs, training=False)
         return self._sequence_losses(inputs, y_true, training=False)
 
     def _compiled_test_step(self):
@@ -246,7 +246,7 @@ class TensorFlowSteps:
         return gradients, per_sequence.pop("loss"), per_sequence
 
     def _micro_gradients(self, inputs):
-        y_true = self._teacher_relations(inputs)
+        y_true = self._targets(inputs, training=True)
         with tf.GradientTape() as tape:
             losses, pair_losses = self._sequence_losses(inputs, y_true, training=True)
             # The mean over the global batch: micro-batches and replicas are summed.

@@ -120,9 +120,13 @@ class Checkpoints:
 
 def _variables(distiller):
     """All that changes in training, by group."""
+    student = distiller.student.variables
+    held = {id(variable) for variable in student}
     return {
         # With the state of its dropout's random generators.
-        "student": distiller.student.variables,
+        "student": student,
+        # What some losses train along: a projection, a head.
+        "beside": [each for each in distiller.variables if id(each) not in held],
         "optimizer": distiller.optimizer.variables,
         "metrics": distiller.metrics_variables,
     }

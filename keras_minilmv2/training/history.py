@@ -47,8 +47,14 @@ class History:
                 cells = (f"{row[name]:.6g}" if name in row else "" for name in names)
                 writer.writerow([step, *cells])
 
-    def save_curves(self, path, title):
-        """Draws losses and learning rate over steps as a PNG."""
+    def save_curves(self, path, title, loss_name):
+        """Draws losses and learning rate over steps as a PNG.
+
+        Args:
+            path: str or path.
+            title: str.
+            loss_name: str, with a unit.
+        """
         figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -75,9 +81,9 @@ class History:
                 *self.series(name),
                 color=f"C{2 + i}",
                 linewidth=1,
-                label=f"training, {name[0].upper()}-{name[1].upper()}",
+                label=f"training, {_in_words(name)}",
             )
-        losses.set_ylabel("relation loss [nats]")
+        losses.set_ylabel(loss_name)
         losses.set_ylim(bottom=0)
         losses.set_title(title)
         figure.legend(loc="outside right upper")
@@ -90,3 +96,10 @@ class History:
             axes.grid(alpha=0.3)
         with replacing_file(path) as temporary:
             figure.savefig(temporary, format="png")
+
+
+def _in_words(part):
+    """The name of a part of the loss: a pair of letters is `Q-Q`."""
+    if len(part) == 2:
+        return "-".join(part.upper())
+    return part.replace("_", " ")

@@ -1,0 +1,44 @@
+"""`keras-minilmv2 pretrain`."""
+
+from keras_minilmv2.commands.distill import run_recipe
+from keras_minilmv2.commands.parsing import (
+    add_assignments,
+    add_command,
+    add_overwrite,
+)
+
+
+def add(commands):
+    """Adds the command to a parser."""
+    command = add_command(
+        commands,
+        "pretrain",
+        run,
+        "train a recipe's student by masked language modelling, without its teacher",
+        """
+  keras-minilmv2 pretrain recipes/bert_base_l6_h384.py --output-dir out/l6_h384_mlm
+  keras-minilmv2 pretrain recipes/demo.py --whole-words --output-dir out/mine_mlm \\
+      --set corpus=my_texts --set total_steps=1000""",
+    )
+    command.add_argument(
+        "recipe", help="a .py file that sets `recipe`, or a .json file"
+    )
+    command.add_argument("--output-dir", required=True, metavar="DIR")
+    command.add_argument(
+        "--whole-words",
+        action="store_true",
+        help="mask all tokens of a word; short for --set whole_words=true",
+    )
+    add_assignments(command)
+    add_overwrite(command)
+
+
+def run(options):
+    """Pre-trains the student of a recipe."""
+    from keras_minilmv2.recipes import load_recipe
+
+    recipe = load_recipe(options.recipe).override(options.assignments)
+    recipe = recipe.override(["objective=masked_tokens"])
+    if options.whole_words:
+        recipe = recipe.override(["whole_words=true"])
+    run_recipe(recipe, options)

@@ -1,0 +1,313 @@
+"""Which layer of a teacher to distil: a short trial of each, and what it is worth."""
+
+import dataclasses
+import datetime
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from keras_minilmv2.backbones.families import uses_segment_ids
+from keras_minilmv2.backbones.projections import block_calls, check_layer
+from keras_minilmv2.data.packing import corpus_errors
+from keras_minilmv2.data.pipeline import as_dataset, sample
+from keras_minilmv2.distillation.candidates import LayerCandidates
+from keras_minilmv2.evaluation.metrics import main_metric
+from keras_minilmv2.evaluation.tasks import get_task
+from keras_minilmv2.files import replacing_file, save_student
+from keras_minilmv2.fine_tuning_runs import fine_tune
+from keras_minilmv2.report import describe, hardware, model_name
+from keras_minilmv2.runs import (
+    NUM_PROJECTION_EXAMPLES,
+    held_out_batches,
+    load_teacher,
+    make_examples,
+    make_student,
+    recipe_optimizer,
+    with_segment_ids,
+)
+from keras_minilmv2.seeds import set_seed
+from keras_minilmv2.tables import count, markdown_table
+from keras_minilmv2.training.callbacks import ProgressLine
+
+
+@dataclass(frozen=True)
+class LayerTrial:
+    """What a trial of one layer came to.
+
+    Args:
+        layer: int, from 1.
+        loss_before: float, nats, on held-out text, before training.
+        loss_after: float.
+        scores: tuple of float, the task's main metric on its dev split, by seed.
+    """
+
+    layer: int
+    loss_before: float
+    loss_after: float
+    scores: tuple
+
+    @property
+    def mean(self):
+        """The mean score over seeds."""
+        return float(np.mean(self.scores))
+
+    @property
+    def deviation(self):
+        """The sample standard deviation over seeds, or None of one seed."""
+        return float(np.std(self.scores, ddof=1)) if len(self.scores) > 1 else None
+
+
+def choose_layer(
+    recipe,
+    output_dir,
+    task,
+    *,
+    layers=None,
+    data_dir=None,
+    tfds_data_dir=None,
+    num_train_examples=2_000,
+    epochs=3,
+    learning_rate=1e-4,
+    seed=(0, 1),
+    progress_stream=None,
+    say=print,
+):
+    """Distils some layers of a teacher for a while and fine-tunes each student.
+
+    The losses against different layers do not compare; the scores do. The directory
+    then holds `layer_N/student` (a keras-nlp preset) and `layer_N/probe` (as
+    `fine_tune` writes it), `report.md` and `curve.png`. Given the same settings again,
+    an interrupted trial goes on with the scores that are missing.
+
+    Args:
+        recipe: `Recipe`. Its `total_steps` are the budget of each layer;
+            `teacher_layer` is not used.
+        output_dir: str or path. Made if missing.
+        task: str, a name in `evaluation.tasks.TASKS`, or a `Task`.
+        layers: sequence of int, from 1. Defaults to the upper half of the teacher's.
+        data_dir: str or path of the task's published files; None for TFDS.
+        tfds_data_dir: str or path. Where TFDS keeps its data.
+        num_train_examples: int, of the task.
+        epochs: int.
+        learning_rate: float.
+        seed: int or sequence of int, of fine-tuning.
+        progress_stream: text stream of the progress line. Defaults to standard error.
+        say: function that is called with each line of information.
+
+    Returns:
+        list of `LayerTrial`, by layer; the best by mean score is the answer.
+
+    Raises:
+        ValueError, TypeError, OSError: if something does not fit; the sentence says
+            what.
+    """
+    task, output_dir = get_task(task), Path(output_dir)
+    if recipe.objective != "relations":
+        raise ValueError(
+            "`objective` must be relations to choose a layer. "
+            f"Received: objective={recipe.objective!r}."
+        )
+    set_seed(recipe.seed)
+    teacher, tokenizer = load_teacher(recipe)
+    depth = len(block_calls(teacher))
+    layers = sorted(set(range(depth // 2 + 1, depth + 1) if layers is None else layers))
+    for layer in layers:
+        check_layer("layers", layer, depth)
+    losses = _distilled(
+        recipe, output_dir, teacher, tokenizer, layers, progress_stream, say
+    )
+    trials = []
+    for layer in layers:
+        say(f"Layer {layer}: fine-tunes on {task.title}.")
+        result = fine_tune(
+            output_dir / f"layer_{layer}" / "student",
+            task,
+            output_dir / f"layer_{layer}" / "probe",
+            data_dir=data_dir,
+            tfds_data_dir=tfds_data_dir,
+            learning_rate=learning_rate,
+            epochs=epochs,
+            seed=seed,
+            num_train_examples=num_train_examples,
+            sequence_length=min(task.sequence_length, teacher.max_sequence_length),
+            dtype_policy=recipe.dtype_policy,
+            overwrite=True,
+            progress_stream=progress_stream,
+            say=lambda line: None,
+        )
+        scores = tuple(r.score for r in result.results.values() if r.score is not None)
+        trials.append(LayerTrial(layer, *losses[str(layer)], scores))
+        say(f"  {_score(trials[-1])}")
+    _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs)
+    return trials
+
+
+def best_trial(trials):
+    """The trial with the highest mean score."""
+    return max(trials, key=lambda trial: trial.mean)
+
+
+def trial_table(trials, task):
+    """The scores of all layers, as Markdown."""
+    metric = main_metric(get_task(task))
+    return markdown_table(
+        ["layer", "loss before", "loss after", f"{metric}, mean", "deviation", "runs"],
+        [
+            [
+                str(trial.layer),
+                f"{trial.loss_before:.4f}",
+                f"{trial.loss_after:.4f}",
+                f"{100 * trial.mean:.2f}",
+                "" if trial.deviation is None else f"{100 * trial.deviation:.2f}",
+                str(len(trial.scores)),
+            ]
+            for trial in trials
+        ],
+    )
+
+
+def _score(trial):
+    deviation = "" if trial.deviation is None else f" ± {100 * trial.deviation:.2f}"
+    return f"{100 * trial.mean:.2f}{deviation}"
+
+
+def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
+    """Held-out losses before and after by layer; students are written."""
+    settings = dataclasses.asdict(recipe) | {"layers": layers}
+    del settings["teacher_layer"]
+    # As JSON gives it back.
+    settings = json.loads(json.dumps(settings))
+    path = output_dir / "settings.json"
+    if path.is_file():
+        known = json.loads(path.read_text())
+        if known["settings"] == settings:
+            say(f"Goes on with the students in {output_dir}.")
+            return known["losses"]
+        raise FileExistsError(
+            "`output_dir` must not hold a trial of other settings. "
+            f"Received: output_dir={output_dir}."
+        )
+    names = sorted(e.name for e in output_dir.iterdir()) if output_dir.is_dir() else []
+    if set(names) - {"prepared"}:
+        raise FileExistsError(
+            "`output_dir` must be empty or new. "
+            f"Received: output_dir={output_dir}, which holds {', '.join(names[:3])}."
+        )
+    examples = make_examples(recipe, tokenizer, output_dir, say=say)
+    with corpus_errors(*examples.values()):
+        held_out = held_out_batches(recipe, teacher, examples["held_out"])
+        first = None
+        if recipe.student_initialization == "projection":
+            batch = sample(examples["train"], NUM_PROJECTION_EXAMPLES)
+            first = with_segment_ids(teacher, batch)
+        candidates = LayerCandidates(
+            teacher,
+            {layer: make_student(teacher, recipe, first) for layer in layers},
+            recipe.num_relation_heads,
+            recipe.relation_weights,
+            lambda: recipe_optimizer(recipe),
+        )
+        say(
+            f"Teacher: {describe(teacher)}; layers {', '.join(map(str, layers))}, "
+            f"{recipe.total_steps:,} updates each."
+        )
+        before = _held_out_losses(candidates, held_out)
+        dataset = as_dataset(
+            examples["train"],
+            recipe.batch_size,
+            seed=recipe.seed,
+            segment_ids=uses_segment_ids(teacher),
+        )
+        progress = ProgressLine(
+            recipe.total_steps, recipe.batch_size * recipe.sequence_length, stream
+        )
+        progress.start()
+        try:
+            candidates.train(
+                dataset.take(recipe.total_steps),
+                lambda step, losses: progress.update(
+                    step, {f"layer {layer}": loss for layer, loss in losses.items()}
+                ),
+            )
+        finally:
+            progress.close()
+        after = _held_out_losses(candidates, held_out)
+    for layer, loss in after.items():
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"The loss of layer {layer} was not finite. Try a lower "
+                "peak_learning_rate."
+            )
+    losses = {str(layer): [before[layer], after[layer]] for layer in layers}
+    for layer, distiller in candidates.distillers.items():
+        directory = output_dir / f"layer_{layer}"
+        directory.mkdir(parents=True, exist_ok=True)
+        save_student(distiller.student, tokenizer, directory / "student")
+    with replacing_file(path) as temporary:
+        temporary.write_text(
+            json.dumps({"settings": settings, "losses": losses}, indent=2) + "\n"
+        )
+    return losses
+
+
+def _held_out_losses(candidates, held_out):
+    return {
+        layer: distiller.evaluate(held_out, return_dict=True, verbose=0)["loss"]
+        for layer, distiller in candidates.distillers.items()
+    }
+
+
+def _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs):
+    """Writes `report.md` and `curve.png`."""
+    best = best_trial(trials)
+    tokens = recipe.total_steps * recipe.batch_size * recipe.sequence_length
+    facts = [
+        ["teacher", f"{recipe.teacher}, {describe(teacher)}"],
+        ["student begins from", recipe.student_initialization],
+        [
+            "distillation of each layer",
+            f"{recipe.total_steps:,} updates, {count(tokens)} tokens",
+        ],
+        [
+            "probe",
+            f"{task.title}, {num_train_examples:,} training examples at most, "
+            f"{epochs} epochs",
+        ],
+        ["seed of distillation, runs", f"{recipe.seed}, 1 a layer"],
+        ["hardware", hardware()],
+        ["date", datetime.date.today().isoformat()],
+    ]
+    text = "\n\n".join(
+        [
+            f"# Layers of {model_name(recipe.teacher)}",
+            f"Best by the probe: layer {best.layer}, {_score(best)}. The losses of "
+            "different layers do not compare: each is against another target.",
+            trial_table(trials, task),
+            "![Score by layer](curve.png)",
+            markdown_table(["setting", "value"], facts),
+        ]
+    )
+    with replacing_file(output_dir / "report.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.errorbar(
+        [trial.layer for trial in trials],
+        [100 * trial.mean for trial in trials],
+        [100 * (trial.deviation or 0.0) for trial in trials],
+        marker="o",
+        capsize=3,
+    )
+    axes.set_xlabel("teacher layer")
+    axes.set_ylabel(f"{task.title} {main_metric(task)}, x 100")
+    axes.set_title(f"Students of {model_name(recipe.teacher)}, {count(tokens)} tokens")
+    axes.set_xticks([trial.layer for trial in trials])
+    axes.grid(alpha=0.3)
+    with replacing_file(output_dir / "curve.png") as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,33 @@
+"""6x384 from BERT base, for one GPU and a day.
+
+    keras-minilmv2 distill recipes/bert_base_l6_h384_one_gpu.py --output-dir out
+
+Cost:    not measured; `keras-minilmv2 plan` estimates it
+Result:  not measured; none of this size in the papers
+Source:  our own settings; the method of Wang et al., 2021
+"""
+
+from keras_minilmv2 import Recipe
+
+recipe = Recipe(
+    # Teacher. 12 layers of 768; the last one is distilled.
+    teacher="bert_base_en_uncased",
+    teacher_layer=12,
+    # Student.
+    student_num_layers=6,
+    student_num_heads=12,
+    student_hidden_dim=384,
+    student_intermediate_dim=1_536,
+    # Relations. 768 / 48 = 16 channels a head; 384 / 48 = 8.
+    num_relation_heads=48,
+    # Data. The paper adds BookCorpus, which TFDS does not have.
+    corpus=("tfds:wikipedia/20230601.en",),
+    sequence_length=128,
+    batch_size=256,  # global, sequences
+    # Optimizer. 100,000 x 256 = 26M sequences.
+    peak_learning_rate=6e-4,
+    warmup_steps=4_000,
+    total_steps=100_000,
+    # Run. A quarter of the length costs less than a quarter; half precision.
+    dtype_policy="mixed_bfloat16",
+)

@@ -1,0 +1,191 @@
+"""Which tokens are masked, what the loss is, and what is trained."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_trainers import (
+    NUM_SPECIAL,
+    VOCABULARY,
+    make_batch,
+    make_student,
+    make_teacher,
+    make_tokenizer,
+)
+
+import keras_minilmv2 as km
+from keras_minilmv2.distillation.masked_tokens import (
+    MaskedTokenTrainer,
+    begins_word,
+    special_token_ids,
+)
+
+
+def make_trainer(dropout=0.0, **kwargs):
+    student = make_student(make_teacher(), dropout=dropout)
+    return MaskedTokenTrainer(student, make_tokenizer(), **kwargs)
+
+
+def chosen(targets):
+    """Positions that count, as a bool array `(batch, length)`."""
+    weights = np.asarray(targets["weights"]) > 0
+    batch, length = targets["token_ids"].shape
+    where = np.zeros((batch, length), "bool")
+    for row, (positions, counts) in enumerate(
+        zip(np.asarray(targets["positions"]), weights, strict=True)
+    ):
+        where[row, positions[counts]] = True
+        assert counts.sum() == where[row].sum()
+    return where
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_the_right_share_of_the_right_tokens_is_chosen(whole_words):
+    trainer = make_trainer(whole_words=whole_words)
+    batch = make_batch(size=40)
+    inputs = {k: tf.constant(v) for k, v in batch.items()}
+    targets = trainer._targets(inputs, training=True)
+    where = chosen(targets)
+    ids = batch["token_ids"]
+    can_be_chosen = (ids >= NUM_SPECIAL) & (batch["padding_mask"] == 1)
+    assert not where[~can_be_chosen].any()
+    available = can_be_chosen.sum(axis=1)
+    expected = np.maximum(1, np.round(0.15 * available))
+    np.testing.assert_array_equal(where.sum(axis=1), expected)
+    # What is not chosen is as it was; labels are what was there.
+    new = np.asarray(targets["token_ids"])
+    np.testing.assert_array_equal(new[~where], ids[~where])
+    labels = np.take_along_axis(ids, np.asarray(targets["positions"]), axis=1)
+    np.testing.assert_array_equal(targets["labels"], labels)
+    again = trainer._targets(inputs, training=True)
+    assert (chosen(again) != where).any()
+
+
+def test_chosen_tokens_become_the_mask_any_token_or_stay():
+    trainer = make_trainer()
+    batch = make_batch(size=2_000)
+    inputs = {k: tf.constant(v) for k, v in batch.items()}
+    targets = trainer._targets(inputs, training=True)
+    where = chosen(targets)
+    new, old = np.asarray(targets["token_ids"])[where], batch["token_ids"][where]
+    assert np.mean(new == VOCABULARY.index("[MASK]")) == pytest.approx(0.8, abs=0.03)
+    # A tenth stays, and of those drawn anew one in 40 is what it was.
+    assert np.mean(new == old) == pytest.approx(0.1025, abs=0.02)
+    assert set(new) > set(range(NUM_SPECIAL, len(VOCABULARY)))
+
+
+def test_all_tokens_of_a_word_are_chosen_together():
+    trainer = make_trainer(whole_words=True)
+    ids = np.full((64, 20), VOCABULARY.index("##p0"))
+    # Words of three pieces.
+    ids[:, 1::3] = VOCABULARY.index("w1")
+    ids[:, 0], ids[:, 19] = 2, 3
+    inputs = {"token_ids": tf.constant(ids, "int32")}
+    inputs["padding_mask"] = tf.ones_like(inputs["token_ids"])
+    where = chosen(trainer._targets(inputs, training=True))
+    # 15% of 18 are 3, one word.
+    words = where[:, 1:19].reshape(64, 6, 3)
+    assert (words.all(axis=2) == words.any(axis=2)).all()
+    assert (words.any(axis=2).sum(axis=1) == 1).all()
+
+
+def test_evaluate_masks_the_same_tokens_each_time():
+    trainer = make_trainer(dropout=0.3)
+    trainer.compile("sgd")
+    dataset = tf.data.Dataset.from_tensors(make_batch())
+    first = trainer.evaluate(dataset, return_dict=True, verbose=0)
+    second = trainer.evaluate(dataset, return_dict=True, verbose=0)
+    assert first == second
+    assert set(first) == {"loss", "accuracy"}
+
+
+def test_the_loss_is_the_log_probability_of_what_was_there():
+    trainer = make_trainer()
+    trainer.compile("sgd")
+    batch = make_batch()
+    inputs = {k: tf.constant(v) for k, v in batch.items()}
+    targets = trainer._targets(inputs, training=False)
+    hidden = trainer.student({**inputs, "token_ids": targets["token_ids"]})
+    head, table = trainer.head, np.asarray(trainer.student.token_embedding.embeddings)
+    dense, norm = head._intermediate_dense, head._intermediate_layer_norm
+    losses = []
+    for row in range(len(batch["token_ids"])):
+        ours = []
+        for position, weight in zip(
+            np.asarray(targets["positions"][row]), targets["weights"][row], strict=True
+        ):
+            if weight == 0:
+                continue
+            x = hidden["sequence_output"][row, position][None]
+            logits = np.asarray(norm(dense(x)), "float64") @ table.T.astype("float64")
+            logits = logits[0] + np.asarray(head._bias)
+            right = logits[batch["token_ids"][row, position]]
+            ours.append(np.log(np.sum(np.exp(logits))) - right)
+        losses.append(np.mean(ours))
+    dataset = tf.data.Dataset.from_tensors(batch)
+    value = trainer.evaluate(dataset, return_dict=True, verbose=0)["loss"]
+    assert value == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_training_learns_what_always_follows(whole_words):
+    trainer = make_trainer(whole_words=whole_words)
+    batch = make_batch(size=16)
+    # Every text is the same word again and again, so that it can be told.
+    batch["token_ids"] = np.where(
+        batch["token_ids"] >= NUM_SPECIAL,
+        NUM_SPECIAL + np.arange(16)[:, None] % 8,
+        batch["token_ids"],
+    ).astype("int32")
+    dataset = tf.data.Dataset.from_tensors(batch)
+    trainer.compile(km.adamw(0.02, 5, 80))
+    pooler = [np.asarray(w) for w in trainer.student.pooled_dense.weights]
+    before = trainer.evaluate(dataset, return_dict=True, verbose=0)
+    trainer.fit(dataset.repeat(80), verbose=0, shuffle=False)
+    after = trainer.evaluate(dataset, return_dict=True, verbose=0)
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["accuracy"] > 0.8
+    for weight, value in zip(trainer.student.pooled_dense.weights, pooler, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_a_variable_that_head_and_student_share_is_trained_once():
+    trainer = make_trainer()
+    ids = [id(variable) for variable in trainer.distilled_variables]
+    assert len(ids) == len(set(ids))
+    assert id(trainer.student.token_embedding.embeddings) in ids
+
+
+def test_words_begin_where_the_tokenizer_says():
+    begins = begins_word(make_tokenizer())
+    assert begins[VOCABULARY.index("w3")]
+    assert not begins[VOCABULARY.index("##p3")]
+    assert special_token_ids(make_tokenizer()) == [0, 2, 3, 4]
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused():
+    class Tokenizer:
+        mask_token_id = None
+
+    student = make_student(make_teacher())
+    with pytest.raises(ValueError, match="must have a `mask_token_id`"):
+        MaskedTokenTrainer(student, Tokenizer())
+
+
+def test_mixed_precision_trains():
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=len(VOCABULARY),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=24,
+        dtype=policy,
+    )
+    trainer = MaskedTokenTrainer(backbone, make_tokenizer())
+    trainer.compile(km.adamw(0.01, 2, 5))
+    dataset = tf.data.Dataset.from_tensors(make_batch()).repeat(5)
+    history = trainer.fit(dataset, verbose=0, shuffle=False)
+    assert np.isfinite(history.history["loss"][0])
