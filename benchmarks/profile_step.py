@@ -22,11 +22,12 @@ from harness import ENVIRONMENT, WARM_UPS, Report, parser
 PARTS = {
     "part_relations": "relation loss and its gradient",
     "part_teacher": "teacher",
-    "part_optimizer": "optimizer, with clipping",
-    "part_metrics": "gradient norm and metrics",
+    "part_metrics": "metrics",
     "part_student": "student forward",
     "part_gradients": "student backward",
 }
+# XLA's passes do not say which part they are of.
+COMPILED = "compiled passes: optimizer, clipping, gradient norm, GELU"
 REST = "data and the rest of the graph"
 IDLE = "no operation runs"
 NUM_TYPES = 15
@@ -57,7 +58,7 @@ def main():
     for (part, kind), share in shares.items():
         by_part[part] += share
         by_type[kind] += share
-    parts = [*dict.fromkeys(PARTS.values()), REST, IDLE]
+    parts = [*dict.fromkeys(PARTS.values()), COMPILED, REST, IDLE]
     report.table(
         "Parts of the step",
         ["part", "share, %", "ms a step"],
@@ -114,9 +115,7 @@ def profile(options, directory):
     in_scope(distiller, "_targets", "part_teacher")
     in_scope(distiller, "_sequence_losses", "part_student")
     in_scope(distiller.relation_loss, "sequence_losses", "part_relations")
-    in_scope(distiller, "_update_gradient_metrics", "part_metrics")
     in_scope(distiller, "_update_metrics", "part_metrics")
-    in_scope(distiller.optimizer, "apply", "part_optimizer")
     token_ids = np.random.default_rng(options.seed).integers(
         0, pair.vocabulary_size, (pair.batch, pair.length), dtype="int32"
     )
@@ -166,6 +165,8 @@ def read(file):
             # Not `Iterator::Next`, nor a sentence.
             elif match := re.fullmatch(r"([^\s:]+):(\w+)", name):
                 operations.append((*interval, (part_of(match[1]), kind_of(match[2]))))
+            elif re.match(r"CpuExecutable::|ThunkExecutor::|\w*fusion", name):
+                operations.append((*interval, (COMPILED, "compiled pass")))
         threads.append(operations)
     return steps, threads
 
