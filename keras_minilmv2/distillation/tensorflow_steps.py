@@ -191,6 +191,8 @@ class TensorFlowSteps:
             # A step must not stand inside a condition: replicas merge in it.
             def run_steps(iterator):
                 for _ in tf.range(self.steps_per_execution):
+                    # The teachers of ten would run ahead, and be held.
+                    tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                     one_step(next(iterator))
                 return self.steps_per_execution
         else:
@@ -199,6 +201,8 @@ class TensorFlowSteps:
             def run_steps(iterator):
                 done = 0
                 for _ in tf.range(self.steps_per_execution):
+                    # The teachers of ten would run ahead, and be held.
+                    tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                     data = iterator.get_next_as_optional()
                     if not data.has_value():
                         break
@@ -239,8 +243,12 @@ class TensorFlowSteps:
                 arrays[name] = arrays[name].write(i, value)
             return i + 1, gradients, arrays
 
+        # One at a time: the teachers of ten would run ahead, and be held.
         _, gradients, arrays = tf.while_loop(
-            lambda i, *_: i < steps, body, (tf.constant(1), gradients, arrays)
+            lambda i, *_: i < steps,
+            body,
+            (tf.constant(1), gradients, arrays),
+            parallel_iterations=1,
         )
         per_sequence = {name: array.concat() for name, array in arrays.items()}
         return gradients, per_sequence.pop("loss"), per_sequence
