@@ -1,6 +1,7 @@
 """Pictures of what was distilled."""
 
 import numpy as np
+from keras import ops
 from matplotlib.figure import Figure
 
 from keras_minilmv2.backbones.families import zero_segment_ids
@@ -33,9 +34,10 @@ def relation_heat_maps(
         distribution over the columns.
     """
     pieces = [int(token) for token in tokenizer(text)][: _MOST_TOKENS - 2]
-    token_ids = np.array([[tokenizer.start_token_id, *pieces, tokenizer.end_token_id]])
-    inputs = {"token_ids": token_ids, "padding_mask": np.ones_like(token_ids)}
-    tokens = [tokenizer.id_to_token(int(token)) for token in token_ids[0]]
+    pieces = [tokenizer.start_token_id, *pieces, tokenizer.end_token_id]
+    tokens = [tokenizer.id_to_token(piece) for piece in pieces]
+    token_ids = ops.convert_to_tensor([pieces], "int32")
+    inputs = {"token_ids": token_ids, "padding_mask": ops.ones_like(token_ids)}
     figure = Figure(figsize=(5 * len(encoders), 5.5), dpi=100, layout="constrained")
     axes = figure.subplots(1, len(encoders), squeeze=False)[0]
     for ax, (title, (backbone, layer)) in zip(axes, encoders.items(), strict=True):
@@ -47,7 +49,8 @@ def relation_heat_maps(
             )
             for letter in pair
         )
-        relation = np.exp(relation_log_probs(left, right, inputs["padding_mask"]))
+        log_probs = relation_log_probs(left, right, inputs["padding_mask"])
+        relation = np.exp(ops.convert_to_numpy(log_probs))
         image = ax.imshow(relation[0, relation_head], cmap="viridis", vmin=0)
         figure.colorbar(image, ax=ax, shrink=0.7)
         ax.set_title(title)
