@@ -86,6 +86,7 @@ def test_students_beside_each_other_are_trained_as_if_alone(teacher_dir):
             np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_trial_scores_every_layer_and_goes_on(recipe, data, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]

@@ -80,6 +80,7 @@ def test_pretrain_is_masked_language_modelling(recipe, tmp_path):
     assert "masked words" in (out / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_pretraining_that_was_stopped_ends_with_the_same_bits(
     recipe, tmp_path, monkeypatch
 ):

@@ -107,6 +107,7 @@ def test_mlqa_is_scored_in_every_language_there_is(data, finished, tmp_path, cap
     assert names == {"dev-en.json", "dev-de.json"}
 
 
+@pytest.mark.slow
 def test_squad_2_finds_its_threshold(model, data, tmp_path):
     scores, results = fine_tune_on_squad(
         model,
