@@ -21,9 +21,10 @@ from keras_minilmv2.distillation.losses import check_relation_weights
 from keras_minilmv2.report import hardware
 from keras_minilmv2.tables import count, markdown_table
 
-# Share of a machine's matrix-multiply rate that a training step reaches: measured with
-# 6x384 to 3x192, 32 x 128 tokens, float32, on 2 CPU cores (benchmarks/train_step.py).
-SHARE_REACHED = 0.48
+# Share of a machine's matrix-multiply rate that a training step reaches, by the dtype
+# that products are computed in: measured with BERT base to 6x384, 16 x 128 tokens, on 2
+# CPU cores (benchmarks/RESULTS.md). float16 is not measured.
+SHARE_REACHED = {"float32": 0.84, "bfloat16": 0.70, "float16": 0.70}
 # Share of an accelerator's published peak: an assumption, not measured.
 ASSUMED_UTILISATION = 0.3
 
@@ -713,7 +714,7 @@ def _machine(device, recipe, memory_gb, share_reached):
             rates_from="measured now on matrix products",
             # TensorFlow does not say how much a GPU has.
             memory=memory or (None if gpus else _memory_of_this_machine()),
-            share_reached=share_reached or SHARE_REACHED,
+            share_reached=share_reached or SHARE_REACHED[half],
             share_from="as asked" if share_reached else "measured on 2 CPU cores",
         )
     number = re.match(r"([1-9]\d*)x|", device)
