@@ -135,7 +135,7 @@ def test_csv_has_a_row_for_each_step_and_empty_cells(history, tmp_path):
 
 
 def test_curves_are_a_picture(history, tmp_path):
-    history.save_curves(tmp_path / "curves.png", "a title")
+    history.save_curves(tmp_path / "curves.png", "a title", "loss [nats]")
     content = (tmp_path / "curves.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     # Nothing but the picture is left behind.
