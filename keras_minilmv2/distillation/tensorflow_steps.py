@@ -66,12 +66,16 @@ class TensorFlowSteps:
             self.test_function = self._step_loop(step)
 
     def _maybe_compiled_update(self):
-        """The update in one compiled pass, where no replicas meet in it.
+        """The update in one compiled pass, where no strategy merges replicas in it.
 
         Op by op it reads and writes a large embedding and its moments many times: a
         tenth of a step of XLM-R's students.
         """
-        if self.run_eagerly or self.distribute_strategy.num_replicas_in_sync > 1:
+        # With one replica too, a strategy's variables are updated by merging.
+        merges = isinstance(
+            self.distilled_variables[0].value, tf.distribute.DistributedValues
+        )
+        if self.run_eagerly or merges:
             return None
         if not self.optimizer.built:
             self.optimizer.build(self.distilled_variables)

@@ -28,6 +28,7 @@ def test_everything_at_once_trains_the_weights_of_one_device(one_device, tmp_pat
 @pytest.mark.parametrize(
     "options",
     [
+        [*MANY, 1],
         [*MANY, 2],
         [*MANY, 4],
         ["--accumulation", 4],
