@@ -38,9 +38,8 @@ def relation_heat_maps(
     tokens = [tokenizer.id_to_token(piece) for piece in pieces]
     token_ids = ops.convert_to_tensor([pieces], "int32")
     inputs = {"token_ids": token_ids, "padding_mask": ops.ones_like(token_ids)}
-    figure = Figure(figsize=(5 * len(encoders), 5.5), dpi=100, layout="constrained")
-    axes = figure.subplots(1, len(encoders), squeeze=False)[0]
-    for ax, (title, (backbone, layer)) in zip(axes, encoders.items(), strict=True):
+    relations = {}
+    for title, (backbone, layer) in encoders.items():
         model = qkv_model(backbone, layer or len(block_calls(backbone)))
         vectors = model(zero_segment_ids(backbone, inputs), training=False)
         left, right = (
@@ -50,12 +49,17 @@ def relation_heat_maps(
             for letter in pair
         )
         log_probs = relation_log_probs(left, right, inputs["padding_mask"])
-        relation = np.exp(ops.convert_to_numpy(log_probs))
-        image = ax.imshow(relation[0, relation_head], cmap="viridis", vmin=0)
-        figure.colorbar(image, ax=ax, shrink=0.7)
+        relations[title] = np.exp(ops.convert_to_numpy(log_probs))[0, relation_head]
+    figure = Figure(figsize=(5 * len(encoders), 5), dpi=100, layout="constrained")
+    axes = figure.subplots(1, len(encoders), squeeze=False)[0]
+    # One scale, so that colours compare.
+    largest = max(relation.max() for relation in relations.values())
+    for ax, (title, relation) in zip(axes, relations.items(), strict=True):
+        image = ax.imshow(relation, cmap="viridis", vmin=0, vmax=largest)
         ax.set_title(title)
         ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=7)
         ax.set_yticks(range(len(tokens)), tokens, fontsize=7)
+    figure.colorbar(image, ax=list(axes), shrink=0.7)
     figure.suptitle(
         f"{'-'.join(pair.upper())} relation, head {relation_head} of "
         f"{num_relation_heads}"

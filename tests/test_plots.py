@@ -24,7 +24,6 @@ def test_heat_maps_are_distributions_over_tokens(model):
         pair="kv",
         relation_head=3,
     )
-    # Each with its colour bar.
     first, last = figure.axes[0], figure.axes[1]
     assert [first.get_title(), last.get_title()] == ["second", "last"]
     words = [label.get_text() for label in first.get_xticklabels()]
