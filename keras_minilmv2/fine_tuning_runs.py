@@ -11,8 +11,8 @@ import keras
 import keras_hub
 import numpy as np
 
-from keras_minilmv2.backbones.families import family_of, uses_segment_ids
-from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.families import uses_segment_ids
+from keras_minilmv2.backbones.loading import load_tokenizer
 from keras_minilmv2.evaluation.classifiers import (
     text_classifier,
     text_preprocessor,
@@ -40,8 +40,10 @@ from keras_minilmv2.grid_runs import (
     begin,
     check_directory,
     check_evaluation_dir,
+    check_numbers,
     check_room,
     check_some_finished,
+    load_model,
     percent,
     read_notes,
     run_cells,
@@ -198,9 +200,9 @@ def fine_tune(
         as_values(seed, 0),
     )
     batch_size = task.batch_size if batch_size is None else batch_size
-    _check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
+    check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
     check_directory(output_dir)
-    backbone, tokenizer = _load(model, tokenizer, dtype_policy)
+    backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
     preprocessor = text_preprocessor(
         backbone,
         tokenizer,
@@ -304,40 +306,6 @@ def evaluate_model(
         with writing(output_dir):
             _write_evaluations(Path(output_dir), [evaluation])
     return evaluation
-
-
-def _check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay):
-    for name, value in (
-        ("batch_size", batch_size),
-        ("num_train_examples", num_train_examples),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
-    if not 0 <= warmup_fraction < 1:
-        raise ValueError(
-            "`warmup_fraction` must be at least 0 and below 1. "
-            f"Received: warmup_fraction={warmup_fraction}."
-        )
-    if not weight_decay >= 0:
-        raise ValueError(
-            f"`weight_decay` must be at least 0. Received: weight_decay={weight_decay}."
-        )
-
-
-def _load(model, tokenizer, dtype_policy):
-    if isinstance(model, str | os.PathLike):
-        if tokenizer is not None:
-            raise ValueError(
-                "`tokenizer` must be left out where `model` is a preset. "
-                f"Received: model={model}, tokenizer={tokenizer!r}."
-            )
-        return load_backbone(model, dtype=dtype_policy), load_tokenizer(model)
-    family_of(model)
-    if tokenizer is None:
-        raise ValueError(
-            "`tokenizer` must be given with a backbone. Received: tokenizer=None."
-        )
-    return model, tokenizer
 
 
 def _some(examples, number):

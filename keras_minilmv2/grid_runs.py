@@ -10,6 +10,8 @@ import shutil
 
 import numpy as np
 
+from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.grid import Cell, best_cell, best_summary, summaries
 from keras_minilmv2.files import remove, replacing_file
 from keras_minilmv2.tables import markdown_table
@@ -35,6 +37,42 @@ def as_values(given, default):
     """A value or values that were given, or the default, as a tuple."""
     value = default if given is None else given
     return tuple(value) if isinstance(value, list | tuple | range) else (value,)
+
+
+def check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay):
+    """Raises unless the numbers of a run are in their ranges."""
+    for name, value in (
+        ("batch_size", batch_size),
+        ("num_train_examples", num_train_examples),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
+    if not 0 <= warmup_fraction < 1:
+        raise ValueError(
+            "`warmup_fraction` must be at least 0 and below 1. "
+            f"Received: warmup_fraction={warmup_fraction}."
+        )
+    if not weight_decay >= 0:
+        raise ValueError(
+            f"`weight_decay` must be at least 0. Received: weight_decay={weight_decay}."
+        )
+
+
+def load_model(model, tokenizer, dtype_policy):
+    """The encoder and tokenizer of a preset, or those that were given."""
+    if isinstance(model, str | os.PathLike):
+        if tokenizer is not None:
+            raise ValueError(
+                "`tokenizer` must be left out where `model` is a preset. "
+                f"Received: model={model}, tokenizer={tokenizer!r}."
+            )
+        return load_backbone(model, dtype=dtype_policy), load_tokenizer(model)
+    family_of(model)
+    if tokenizer is None:
+        raise ValueError(
+            "`tokenizer` must be given with a backbone. Received: tokenizer=None."
+        )
+    return model, tokenizer
 
 
 def check_directory(path):

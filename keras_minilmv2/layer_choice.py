@@ -16,10 +16,12 @@ from keras_minilmv2.backbones.projections import block_calls, check_layer
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
+from keras_minilmv2.evaluation.grid import FinishedCells, grid_cells
 from keras_minilmv2.evaluation.metrics import main_metric
 from keras_minilmv2.evaluation.tasks import get_task
 from keras_minilmv2.files import replacing_file, save_student
 from keras_minilmv2.fine_tuning_runs import fine_tune
+from keras_minilmv2.grid_runs import as_values
 from keras_minilmv2.report import describe, hardware, model_name
 from keras_minilmv2.runs import (
     NUM_PROJECTION_EXAMPLES,
@@ -80,7 +82,7 @@ def choose_layer(
     """Distils some layers of a teacher for a while and fine-tunes each student.
 
     The losses against different layers do not compare; the scores do. The directory
-    then holds `layer_N/student` (a keras-nlp preset) and `layer_N/probe` (as
+    then holds `layer_N/student` (a keras-nlp preset) and `layer_N/probe-*` (as
     `fine_tune` writes it), `report.md` and `curve.png`. Given the same settings again,
     an interrupted trial goes on with the scores that are missing.
 
@@ -121,26 +123,33 @@ def choose_layer(
     losses = _distilled(
         recipe, output_dir, teacher, tokenizer, layers, progress_stream, say
     )
+    cells = grid_cells((learning_rate,), (epochs,), as_values(seed, 0))
     trials = []
     for layer in layers:
         say(f"Layer {layer}: fine-tunes on {task.title}.")
-        result = fine_tune(
-            output_dir / f"layer_{layer}" / "student",
-            task,
-            output_dir / f"layer_{layer}" / "probe",
-            data_dir=data_dir,
-            tfds_data_dir=tfds_data_dir,
-            learning_rate=learning_rate,
-            epochs=epochs,
-            seed=seed,
-            num_train_examples=num_train_examples,
-            sequence_length=min(task.sequence_length, teacher.max_sequence_length),
-            dtype_policy=recipe.dtype_policy,
-            overwrite=True,
-            progress_stream=progress_stream,
-            say=lambda line: None,
+        # One directory for each probe; the rest of its settings are its cells.
+        probe = (
+            output_dir / f"layer_{layer}" / f"probe-{task.name}-{num_train_examples}"
         )
-        scores = tuple(r.score for r in result.results.values() if r.score is not None)
+        results = FinishedCells(probe / "cells").load()
+        if not set(cells) <= set(results):
+            results = fine_tune(
+                output_dir / f"layer_{layer}" / "student",
+                task,
+                probe,
+                data_dir=data_dir,
+                tfds_data_dir=tfds_data_dir,
+                learning_rate=learning_rate,
+                epochs=epochs,
+                seed=seed,
+                num_train_examples=num_train_examples,
+                sequence_length=min(task.sequence_length, teacher.max_sequence_length),
+                dtype_policy=recipe.dtype_policy,
+                progress_stream=progress_stream,
+                say=lambda line: None,
+            ).results
+        scores = [results[cell].score for cell in cells]
+        scores = tuple(score for score in scores if score is not None)
         trials.append(LayerTrial(layer, *losses[str(layer)], scores))
         say(f"  {_score(trials[-1])}")
     _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs)

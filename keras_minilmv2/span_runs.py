@@ -11,8 +11,6 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_minilmv2.backbones.families import family_of
-from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.grid import FinishedCells, Result, grid_cells
 from keras_minilmv2.evaluation.question_answering import (
     load_span_examples,
@@ -33,9 +31,11 @@ from keras_minilmv2.grid_runs import (
     begin,
     check_directory,
     check_evaluation_dir,
+    check_numbers,
     check_room,
     check_some_finished,
     grid_parts,
+    load_model,
     read_notes,
     run_cells,
     sha256,
@@ -216,12 +216,9 @@ def fine_tune_on_squad(
         as_values(seed, 0),
     )
     check_directory(output_dir)
-    if isinstance(model, str | os.PathLike):
-        backbone = load_backbone(model, dtype=dtype_policy)
-        tokenizer = load_tokenizer(model)
-    else:
-        backbone = model
-        family_of(backbone)
+    batch_size = task.batch_size if batch_size is None else batch_size
+    check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
+    backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
     data = {"tfds_data_dir": tfds_data_dir, "strict": strict}
     train_examples = load_span_examples(task.dataset, "train", data_dir, **data)
     dev_examples = load_span_examples(task.dataset, "dev", data_dir, **data)
@@ -236,7 +233,6 @@ def fine_tune_on_squad(
         "doc_stride": doc_stride or min(task.doc_stride, sequence_length // 3),
         "max_question_length": min(task.max_question_length, sequence_length // 4),
     }
-    batch_size = batch_size or task.batch_size
     settings = {
         "task": task.name,
         "model": str(model) if isinstance(model, str | os.PathLike) else model.name,

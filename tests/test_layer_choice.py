@@ -99,14 +99,17 @@ def test_a_trial_scores_every_layer_and_goes_on(recipe, data, tmp_path, capsys):
     for layer in (2, 3):
         student = out / f"layer_{layer}" / "student"
         assert keras_hub.models.Backbone.from_preset(str(student)).hidden_dim == 8
-        assert len(list((out / f"layer_{layer}/probe/cells").iterdir())) == 2
+        assert len(list((out / f"layer_{layer}/probe-sst2-2000/cells").iterdir())) == 2
     report = (out / "report.md").read_text()
     assert "| layer" in report
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     losses = json.loads((out / "settings.json").read_text())["losses"]
     assert set(losses) == {"2", "3"}
-    # Again: nothing is distilled anew, and the answer is the same.
+    # Again: nothing is distilled or fine-tuned anew, and the answer is the same.
+    cells = sorted(out.glob("layer_*/probe-*/cells/*"))
+    times = [cell.stat().st_mtime_ns for cell in cells]
     assert cli.main(arguments) == 0
+    assert [cell.stat().st_mtime_ns for cell in cells] == times
     again = capsys.readouterr().out
     assert "Goes on with the students" in again
     assert again.splitlines()[-2] == output.splitlines()[-2]

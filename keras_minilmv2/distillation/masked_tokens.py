@@ -96,12 +96,14 @@ class MaskedTokenTrainer(StudentTrainer):
             word = ops.cumsum(ops.cast(begins, "int32"), axis=1) - 1
             scores = ops.take_along_axis(scores, ops.maximum(word, 0), axis=1)
         scores = ops.where(can_be_chosen, scores, -1.0)
-        number = ops.ceil(MASK_SHARE * ops.cast(shape[1], "float32"))
         if isinstance(shape[1], int):
             number = int(np.ceil(MASK_SHARE * shape[1]))
+        else:
+            share = MASK_SHARE * ops.cast(shape[1], "float32")
+            number = ops.cast(ops.ceil(share), "int32")
         # Equal scores, those of a word, stay in their order.
         order = ops.argsort(-scores, axis=1)
-        positions = ops.cast(order[:, : ops.cast(number, "int32")], "int32")
+        positions = ops.cast(order[:, :number], "int32")
         available = ops.sum(ops.cast(can_be_chosen, "float32"), axis=1, keepdims=True)
         wanted = ops.minimum(
             available, ops.maximum(1.0, ops.round(MASK_SHARE * available))

@@ -3,9 +3,9 @@
 Keras' own training function breaks under `tf.distribute` with several steps per
 execution, with XLA, with several workers and with gradient accumulation. This one is a
 plain loop over `strategy.run` in one `tf.function`, with XLA around the gradients of a
-replica only; the logs are read from the metrics. Replaces `make_train_function`,
-`make_test_function` and `_maybe_symbolic_build` of `keras.Model`; checked on Keras 3.15
-and TensorFlow 2.21.
+replica and, without a strategy, around the update; the logs are read from the metrics.
+Replaces `make_train_function`, `make_test_function` and `_maybe_symbolic_build` of
+`keras.Model`; checked on Keras 3.15 and TensorFlow 2.21.
 """
 
 import keras
