@@ -1,11 +1,14 @@
-"""Competitors on Keras: the relation loss, the whole step, inference, products.
+"""Competitors on Keras: the loss, the whole step, inference, serving, products.
 
 See worker.py. The loss runs on TensorFlow or JAX, whichever `KERAS_BACKEND` says, the
 rest on TensorFlow.
 """
 
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -237,7 +240,7 @@ def forward(pair, role, through, batches, lengths, seed=0):
         import tensorflow_text  # noqa: F401 (registers its ops)
 
         words, tokenizer = bert_tokenizer(pair.vocabulary_size)
-        loaded = exported(model, tokenizer, lengths)
+        loaded, _ = exported(model, tokenizer, lengths)
 
         def function(inputs):
             return loaded.signatures["serving_default"](**inputs)
@@ -261,6 +264,39 @@ def forward(pair, role, through, batches, lengths, seed=0):
     return Work(run)
 
 
+def load(pair, role, policy, weights, requests, tokens, lengths, seed=0):
+    """Requests of one sentence from some clients at once; the key is how many."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401 (registers its ops)
+
+    keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(policy)
+    pair = PAIRS[pair]
+    words, tokenizer = bert_tokenizer(pair.vocabulary_size)
+    loaded, export_bytes = exported(
+        backbone(pair, getattr(pair, role)), tokenizer, lengths, weights=weights
+    )
+    answer = loaded.signatures["embeddings"]
+    generator = np.random.default_rng(seed)
+    texts = [
+        # Two of the tokens are the special ones.
+        tf.constant([" ".join(generator.choice(words, number - 2))])
+        for number in generator.integers(*tokens, requests, endpoint=True)
+    ]
+    latencies = {}
+
+    def request(text):
+        started = time.perf_counter()
+        answer(text=text)["mean"].numpy()
+        return time.perf_counter() - started
+
+    def run(key):
+        with ThreadPoolExecutor(int(key)) as clients:
+            latencies.setdefault(key, []).extend(clients.map(request, texts))
+
+    return Work(run, {"export_bytes": export_bytes}, lambda: {"latencies": latencies})
+
+
 def bert_tokenizer(vocabulary_size):
     """Words of one token each, and the tokenizer that knows them."""
     import keras_hub
@@ -270,18 +306,24 @@ def bert_tokenizer(vocabulary_size):
     return words, keras_hub.models.BertTokenizer([*special, *words])
 
 
-def exported(model, tokenizer, lengths):
-    """The model as it is loaded from its export."""
+def exported(model, tokenizer, lengths, weights="float32"):
+    """The model as it is loaded from its export, and the bytes of its variables."""
     import tensorflow as tf
 
     from keras_minilmv2.serving.saved_model import export_saved_model
 
     with tempfile.TemporaryDirectory() as directory:
         version = export_saved_model(
-            model, tokenizer, directory, sequence_length=tuple(lengths)
+            model,
+            tokenizer,
+            directory,
+            sequence_length=tuple(lengths),
+            weights=weights,
         )
-        return tf.saved_model.load(str(version))
+        files = Path(version, "variables").iterdir()
+        num_bytes = sum(file.stat().st_size for file in files)
+        return tf.saved_model.load(str(version)), num_bytes
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (loss, step, matmul, forward)})
+    serve({f.__name__: f for f in (loss, step, matmul, forward, load)})

@@ -23,6 +23,7 @@ SECTIONS = {
     "growth": "Growth",
     "inputs": "Input and `prepare`",
     "inference": "Inference",
+    "serving_load": "Serving under load",
     "gpu_relation_loss": "The relation loss on a GPU",
 }
 # How each is run, from the root; TORCH is a Python that has PyTorch and transformers.
@@ -35,6 +36,7 @@ COMMANDS = {
     "growth": "growth.py",
     "inputs": "inputs.py --text TEXT --vocabularies VOCABULARIES",
     "inference": "inference.py",
+    "serving_load": "serving_load.py",
     "gpu_relation_loss": "gpu_relation_loss.py",
 }
 INTRODUCTION = """\

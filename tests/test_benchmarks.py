@@ -215,6 +215,7 @@ def test_every_command_of_the_results_is_there():
         "growth.py",
         "inputs.py",
         "inference.py",
+        "serving_load.py",
     ],
 )
 def test_benchmarks_run(command, tmp_path):

@@ -173,14 +173,16 @@ def train(model, loss, optimizer, epochs, on_step=None):
     variables = model.trainable_variables
     optimizer.build(variables)
 
+    # In one compiled pass: op by op the moments of a large embedding are read and
+    # written many times.
+    update = tf.function(optimizer.apply, jit_compile=True)
+
     def step(inputs, targets):
         with tf.GradientTape() as tape:
             value = loss(targets, model(inputs, training=True))
             scaled = optimizer.scale_loss(value)
         gradients = tape.gradient(scaled, variables)
-        optimizer.apply(
-            [dense(g, v) for g, v in zip(gradients, variables, strict=True)]
-        )
+        update([dense(g, v) for g, v in zip(gradients, variables, strict=True)])
         return value
 
     compiled, number, means = None, 0, []
