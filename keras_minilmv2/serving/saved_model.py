@@ -55,7 +55,8 @@ def export_saved_model(
 
     - `serving_default` takes strings: `text`, or `text_a` and `text_b` with `pairs`.
     - `token_ids` takes int32 `token_ids`, `padding_mask` and, for families that have
-      them, `segment_ids`, each `(batch, length)`, and gives the same outputs.
+      them, `segment_ids`, each `(batch, length)`, and gives the same outputs but for
+      those that are its inputs.
     - `embeddings` takes strings and gives `mean`, over real tokens, `[CLS]` and
       `[SEP]` included, and `cls`, each `(batch, hidden_dim)`.
 

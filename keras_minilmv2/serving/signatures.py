@@ -94,7 +94,10 @@ def make_signatures(model, text_inputs, text_names, call, labels, normalize):
         return predict(text_inputs(*texts))
 
     def from_token_ids(*arrays):
-        return predict(dict(zip(names, arrays, strict=True)))
+        inputs = dict(zip(names, arrays, strict=True))
+        outputs = predict(inputs)
+        # Who sends an input has it, and tf2onnx fails on one that is an output, too.
+        return {name: outputs[name] for name in outputs if name not in inputs}
 
     def embeddings(*texts):
         inputs = text_inputs(*texts)
