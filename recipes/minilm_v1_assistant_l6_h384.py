@@ -2,7 +2,7 @@
 
     keras-minilmv2 distill recipes/minilm_v1_assistant_l6_h384.py --output-dir out
 
-Cost:    not measured
+Cost:    97 hours (`plan --device 8xv100`); not measured
 Result:  not measured; paper: MNLI-m 82.4, SQuAD 2.0 72.7
 Source:  Wang et al., 2020 (MiniLM v1)
 """

@@ -2,7 +2,7 @@
 
     keras-minilmv2 distill recipes/minilm_v1_bert_base_l12_h384.py --output-dir out
 
-Cost:    not measured
+Cost:    127 hours, accumulation_steps=2 (`plan --device 8xv100`); not measured
 Result:  not measured; the paper has no scores of this assistant
 Source:  Wang et al., 2020 (MiniLM v1)
 """

@@ -2,7 +2,7 @@
 
     keras-minilmv2 distill recipes/minilm_v1_bert_base_l6_h768.py --output-dir out
 
-Cost:    not measured
+Cost:    670 hours, accumulation_steps=8 (`plan --device 8xv100`); not measured
 Result:  not measured; paper: MNLI-m 84.0, SQuAD 2.0 76.4
 Source:  Wang et al., 2020 (MiniLM v1)
 """

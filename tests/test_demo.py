@@ -17,6 +17,7 @@ def test_documentation_of_python_is_text(tmp_path):
     assert sum(file.stat().st_size for file in files) > 2_000_000
 
 
+@pytest.mark.slow
 def test_demo_distils_compares_and_says_where_things_are(tmp_path):
     """The real teacher, a few steps: the comparison is the same as after many."""
     write_python_documentation(tmp_path / "texts")

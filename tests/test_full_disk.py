@@ -38,6 +38,7 @@ def distill(recipe, output_dir):
     return cli.main(["distill", str(recipe), "--output-dir", str(output_dir)])
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_nothing_but_time(
     small_disk, prepared_recipe, tmp_path, capsys
 ):

@@ -13,6 +13,7 @@ RANKS = {
     "tables": 0,
     "seeds": 0,
     "gradients": 0,
+    "devices": 0,
     "backbones": 1,
     "distillation": 2,
     "training": 3,

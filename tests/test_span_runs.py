@@ -136,6 +136,10 @@ def test_misplaced_answers_are_counted_or_refused(model, data, tmp_path, capsys)
     error = capsys.readouterr().err
     assert "train-v1.1.json" in error
     assert not (tmp_path / "out").exists()
+    elsewhere = [*arguments, "--strict"]
+    elsewhere[elsewhere.index("squad1")] = "sst2"
+    assert cli.main(elsewhere) == 2
+    assert "--strict with --task sst2" in capsys.readouterr().err
     arguments += ["--epochs", "1", "--num-train-examples", "16"]
     assert cli.main(arguments) == 0
     assert "Answers that do not stand in their context" in capsys.readouterr().out

@@ -7,6 +7,8 @@ import functools
 
 import keras
 
+from keras_minilmv2.devices import runs_on_accelerator
+
 _VALUES = 2**16
 
 
@@ -90,8 +92,4 @@ def _compiled(activation):
 
 def _on_cpu():
     """Whether the backend is TensorFlow and has nothing but CPUs."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return all(d.device_type == "CPU" for d in tf.config.list_logical_devices())
+    return keras.backend.backend() == "tensorflow" and not runs_on_accelerator()

@@ -76,6 +76,11 @@ def run(options):
     if options.task in SPAN_TASKS:
         settings["strict"] = options.strict
         run_of_task = fine_tune_on_squad
+    elif options.strict:
+        raise ValueError(
+            f"`--strict` is of {' and '.join(SPAN_TASKS)}. "
+            f"Received: --strict with --task {options.task}."
+        )
     else:
         run_of_task = fine_tune
     run_of_task(options.model, options.task, options.output_dir, **settings)

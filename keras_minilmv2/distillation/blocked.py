@@ -22,6 +22,7 @@ Reference:
 import keras
 from keras import ops
 
+from keras_minilmv2.devices import runs_on_accelerator
 from keras_minilmv2.distillation.relations import (
     MASKED_LOGIT,
     PROJECTION_OF_LETTER,
@@ -150,7 +151,7 @@ def block_shape(batch, num_relation_heads, length, block_size=None):
         tuple of int: divisors of `batch` and of `num_relation_heads`.
     """
     if block_size is None:
-        entries = _ACCELERATOR_ENTRIES if _has_accelerator() else _CPU_ENTRIES
+        entries = _ACCELERATOR_ENTRIES if runs_on_accelerator() else _CPU_ENTRIES
         block_size = max(1, entries // (length or 512) ** 2)
     if batch is not None and keras.distribution.distribution() is not None:
         return batch, _divisor(num_relation_heads, block_size // batch)
@@ -165,16 +166,6 @@ def _divisor(number, largest):
     return max(
         (n for n in range(1, min(number, largest) + 1) if number % n == 0), default=1
     )
-
-
-def _has_accelerator():
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.default_backend() != "cpu"
-    import tensorflow as tf
-
-    return any(d.device_type != "CPU" for d in tf.config.list_logical_devices())
 
 
 def _map_blocks(teacher, student, mask, relation_weights, block_size, static_shapes):

@@ -11,6 +11,7 @@ Replaces `make_train_function`, `make_test_function` and `_maybe_symbolic_build`
 import keras
 import tensorflow as tf
 
+from keras_minilmv2.devices import runs_on_accelerator
 from keras_minilmv2.gradients import dense
 
 
@@ -86,10 +87,7 @@ class TensorFlowSteps:
 
     def _jit_compile_by_default(self):
         """XLA made the step slower on a CPU."""
-        return bool(
-            tf.config.list_logical_devices("GPU")
-            or tf.config.list_logical_devices("TPU")
-        )
+        return runs_on_accelerator()
 
     @property
     def _needs_static_shapes(self):

@@ -17,6 +17,7 @@ from keras_minilmv2.backbones.families import (
     zero_segment_ids,
 )
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.devices import runs_on_accelerator
 from keras_minilmv2.evaluation.question_answering import (
     best_answers,
     check_positive,
@@ -87,7 +88,8 @@ class SpanModel(keras.Model):
         )
         self.span_head.build((None, None, backbone.hidden_dim))
         self.loss_metric = keras.metrics.Mean(name="loss")
-        self.jit_compile = _has_accelerator()
+        # XLA made steps slower on a CPU.
+        self.jit_compile = runs_on_accelerator()
         self.built = True
 
     def call(self, inputs, training=False):
@@ -144,7 +146,7 @@ class SpanModel(keras.Model):
                     f"Received: {name}={kwargs[name]!r}."
                 )
         if jit_compile == "auto":
-            jit_compile = _has_accelerator()
+            jit_compile = runs_on_accelerator()
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
 
     @property
@@ -483,12 +485,6 @@ def _logits(model, features, batch_size):
         for name, values in predict(features.inputs(rows, length)).items():
             logits[name][rows, :length] = values.numpy()
     return logits
-
-
-def _has_accelerator():
-    """Whether XLA pays: it made steps slower on a CPU."""
-    kinds = ("GPU", "TPU")
-    return any(tf.config.list_logical_devices(kind) for kind in kinds)
 
 
 def _model_error(path, reason):

@@ -59,15 +59,6 @@ def make_strategy(name="auto"):
     return tf.distribute.get_strategy()
 
 
-def has_accelerator():
-    """Whether this machine has a GPU or a TPU."""
-    return bool(
-        tf.config.list_physical_devices("GPU")
-        or tf.config.list_physical_devices("TPU")
-        or "TPU_WORKER_ID" in os.environ
-    )
-
-
 def num_workers():
     """Workers that TF_CONFIG names, or 1.
 
