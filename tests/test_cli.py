@@ -232,6 +232,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_out(recipe, tmp_path, capsys, monkeypatch):
     assert distill(recipe, tmp_path / "whole", *LONG) == 0
     monkeypatch.setattr(runs, "_finish", lambda run, monitor: None)

@@ -21,7 +21,6 @@ from small_tokenizers import make_tokenizer  # noqa: E402
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))
 NAMES = {"BERT": "bert", "RoBERTa": "roberta", "XLM-R": "xlm_roberta"}
-QUICK = ("bert_base_l6_h384",)
 
 
 def tiny_teacher(recipe, path):
@@ -47,10 +46,11 @@ def tiny_teacher(recipe, path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow)
+        path
         for path in RECIPES
         if path.stem != "demo"  # test_demo runs it
     ],

@@ -19,6 +19,7 @@ MANY = ["--strategy", "mirrored", "--devices"]
 EVERYTHING = [*MANY, 2, "--accumulation", 2, "--steps-per-execution", 4, "--jit"]
 
 
+@pytest.mark.slow
 def test_everything_at_once_trains_the_weights_of_one_device(one_device, tmp_path):
     finish(start(tmp_path / "other.npz", *EVERYTHING))
     assert largest_difference(one_device, tmp_path / "other.npz") < 1e-5
