@@ -41,8 +41,6 @@ def models(names=ENCODERS + WITH_HEADS):
         model = backbone = load_backbone(path)
         if name in heads:
             model = heads[name](backbone)
-            # A model of answer spans has its head once it was called.
-            model({name: np.zeros((1, LENGTH), "int32") for name in backbone.input})
             generator = np.random.default_rng(0)
             of_backbone = {id(variable) for variable in backbone.variables}
             for variable in model.variables:
