@@ -1,9 +1,11 @@
 """What a run was: names, hardware, `report.md`."""
 
+import base64
 import contextlib
 import datetime
 import os
 import platform
+import re
 from pathlib import Path
 
 import keras
@@ -71,6 +73,26 @@ def held_out_summary(recipe, history):
     name, unit = _LOSSES[recipe.objective]
     before, after = (history.series("held_out_loss")[1][i] for i in (0, -1))
     return f"Held-out {name}: {before:.4f} {unit} before, {after:.4f} after."
+
+
+def report_text(directory):
+    """The `report.md` of a run with its pictures inside, to show in a notebook.
+
+    Args:
+        directory: str or path. The run's.
+
+    Returns:
+        str, Markdown. A picture is a data URI, for a notebook does not know the
+        directory that `report.md` lies in.
+    """
+    directory = Path(directory)
+
+    def embed(match):
+        picture = base64.b64encode((directory / match[2]).read_bytes()).decode()
+        return f"![{match[1]}](data:image/png;base64,{picture})"
+
+    text = (directory / "report.md").read_text(encoding="utf-8")
+    return re.sub(r"!\[([^]]*)\]\(([^):]+\.png)\)", embed, text)
 
 
 def write_report(run):
