@@ -58,6 +58,8 @@ class Recipe:
         gradient_clip_norm: float or None.
         log_every: int, optimizer updates between two lines of history.csv.
         evaluate_every: int, optimizer updates between two held-out losses.
+        keep_every: int, optimizer updates between two students that are kept in
+            `kept/`, or None to keep none; a multiple of `evaluate_every`.
         checkpoint_every: int, optimizer updates between two checkpoints.
         strategy: str. Devices: `"auto"`, `"one_device"`, `"mirrored"`,
             `"multi_worker"`, `"tpu"` or `"tpu:NAME"`.
@@ -109,6 +111,7 @@ class Recipe:
     # Run.
     log_every: int = 50
     evaluate_every: int = 1_000
+    keep_every: int | None = None
     checkpoint_every: int = 1_000
     strategy: str = "auto"
     steps_per_execution: int = 1
@@ -147,6 +150,12 @@ class Recipe:
                     f"steps_per_execution={self.steps_per_execution}, "
                     f"{name}={getattr(self, name)}."
                 )
+        kept = self.keep_every
+        if kept is not None and (kept < 1 or kept % self.evaluate_every != 0):
+            raise ValueError(
+                "`keep_every` must be a multiple of `evaluate_every`, or None. "
+                f"Received: keep_every={kept}, evaluate_every={self.evaluate_every}."
+            )
         for name, known in (
             ("dtype_policy", ("float32", "mixed_bfloat16", "mixed_float16")),
             ("objective", OBJECTIVES),

@@ -47,6 +47,7 @@ OUTPUTS = (
     "checkpoints",
     "student",
     "best",
+    "kept",
     "tensorboard",
     "history.csv",
     "curves.png",
@@ -135,8 +136,9 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
     `recipe.json` (as resolved), `prepared/` (the corpus as token ids, unless the
     recipe's corpus is such a directory), `student/` (a keras-nlp preset, tokenizer
     included; replaced at each evaluation, and readable all the time), `best/` (the
-    student with the lowest held-out loss), `checkpoints/` (until the run is
-    finished), `history.csv`, `curves.png`, `tensorboard/` and `report.md`.
+    student with the lowest held-out loss), `kept/` (what `keep_every` says, one
+    directory a student), `checkpoints/` (until the run is finished), `history.csv`,
+    `curves.png`, `tensorboard/` and `report.md`.
 
     A directory with an unfinished run of the same recipe goes on from its latest
     checkpoint and ends with the bits of a run that nobody touched. SIGTERM and the
@@ -502,9 +504,14 @@ def _monitor(run, resume, chief, progress_stream, say):
     )
 
     def save(best):
-        save_student(run.student, run.tokenizer, output_dir / "student")
+        step = monitor.last_step
+        paths = [output_dir / "student"]
         if best:
-            save_student(run.student, run.tokenizer, output_dir / "best")
+            paths.append(output_dir / "best")
+        if recipe.keep_every is not None and step % recipe.keep_every == 0:
+            paths.append(output_dir / "kept" / f"step-{step:08}")
+        for path in paths:
+            save_student(run.student, run.tokenizer, path)
         _save_history(run)
 
     monitor = RunMonitor(

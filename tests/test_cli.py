@@ -203,6 +203,15 @@ def test_a_run_of_another_recipe_is_named_by_its_fields(recipe, tmp_path, capsys
 
 
 LONG = ["total_steps=40", "log_every=4", "evaluate_every=10", "checkpoint_every=7"]
+LONG += ["keep_every=20"]
+
+
+def kept_students(output_dir):
+    """Names of the students that a run kept, each of which can be read."""
+    names = sorted(path.name for path in (output_dir / "kept").iterdir())
+    for name in names:
+        keras_hub.models.Backbone.from_preset(str(output_dir / "kept" / name))
+    return names
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(
@@ -223,6 +232,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert "Stopped after step 23 of 40" in capsys.readouterr().out
     checkpoint = tmp_path / "parts" / "checkpoints" / "step-00000023.npz"
     backbone = keras_hub.models.Backbone.from_preset(str(tmp_path / "parts/student"))
+    assert kept_students(tmp_path / "parts") == ["step-00000020"]
     # Student, two moments of Adam and a few numbers: nothing of the teacher.
     assert checkpoint.stat().st_size < 3.2 * 4 * backbone.count_params() + 60_000
     monkeypatch.setattr(ProgressLine, "update", update)
@@ -230,6 +240,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert "Goes on after step 23 of 40" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert not (tmp_path / "parts" / "checkpoints").exists()
+    assert kept_students(tmp_path / "parts") == ["step-00000020", "step-00000040"]
 
 
 @pytest.mark.slow

@@ -114,6 +114,12 @@ def test_wrong_types_are_refused(field, value, kind):
         Recipe(**{**FIELDS, field: value})
 
 
+@pytest.mark.parametrize("steps", [0, -1_000, 500, 1_500])
+def test_students_are_kept_when_they_are_saved(recipe, steps):
+    with pytest.raises(ValueError, match=rf"`keep_every`.*keep_every={steps}, evalu"):
+        recipe.override([f"keep_every={steps}", "evaluate_every=1000"])
+
+
 def test_whole_numbers_are_floats_too():
     assert Recipe(**{**FIELDS, "weight_decay": 0}).weight_decay == 0.0
 
