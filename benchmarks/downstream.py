@@ -1,0 +1,337 @@
+"""What students are worth downstream, against the tokens they were distilled on.
+
+    python benchmarks/downstream.py --teacher DIR --corpus DIR --glue DIR \
+        --output-dir out/downstream
+
+Distils 3-layer students of a 6-layer teacher, from three ways to begin, and fine-tunes
+all of them alike, with the baselines: an untrained student, the teacher's first layers,
+the layers that a student begins with, and a student of the hidden-state objective.
+Writes `table.md`, `rows.json` and `curve.png`.
+
+Takes hours: 7,500 steps of 64 x 64 tokens are 30.7M tokens, 1 to 3 hours on 2 cores,
+and the scores as long again. What is finished is not run again: the same command goes
+on.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import harness
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from keras_minilmv2.backbones.families import uses_segment_ids
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.evaluation.classifiers import text_preprocessor
+from keras_minilmv2.evaluation.fine_tuning import encode
+from keras_minilmv2.evaluation.tasks import get_task, load_examples
+from keras_minilmv2.files import replacing_file
+from keras_minilmv2.recipes import Recipe
+from keras_minilmv2.report import hardware
+from keras_minilmv2.tables import count, markdown_table
+
+SEQUENCE_LENGTH, BATCH_SIZE = 64, 64
+BEGINNING = "1,3,6"
+# Epochs, and training examples where not all of them.
+TASKS = {"stsb": (3, None), "mrpc": (3, None), "sst2": (1, 16_000)}
+TITLES = {"stsb": "STS-B", "mrpc": "MRPC", "sst2": "SST-2"}
+# The papers' rates are for students that have seen far more text.
+LEARNING_RATE = 3e-4
+# Shares of the steps after which a student of the main run is scored.
+POINTS = (1 / 15, 2 / 15, 1 / 3, 2 / 3)
+# What the other runs change in the recipe.
+OTHERS = {
+    "from projection": ["student_initialization=projection"],
+    "from random weights": [
+        "student_initialization=random",
+        "student_teacher_layers=none",
+    ],
+    "hidden states": ["objective=hidden_states"],
+}
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student to score.
+
+    Args:
+        name: str.
+        path: path of its preset.
+        tokens: int, that it was distilled on.
+        loss: float, held-out relation loss, or None where another or none was taken.
+        tasks: names of the tasks that it is fine-tuned on.
+    """
+
+    name: str
+    path: Path
+    tokens: int = 0
+    loss: float | None = None
+    tasks: tuple = tuple(TASKS)
+
+
+def main():
+    """Runs what is missing and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name in ("--teacher", "--corpus", "--glue", "--output-dir"):
+        parser.add_argument(name, required=True, type=Path, metavar="DIR")
+    parser.add_argument("--steps", type=int, default=7_500, help="of the main run")
+    parser.add_argument("--other-steps", type=int, default=1_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
+    parser.add_argument("--dtype-policy", default="float32")
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=OTHERS, help="runs to leave out"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="default: all"
+    )
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    # Scored one after the other: what is there already is a table.
+    for student in students(options):
+        rows.append(score(student, options))
+        write(rows, options)
+
+
+def students(options):
+    """Makes the students.
+
+    Yields:
+        `Student`, those first that the main one is compared with.
+    """
+    recipe = write_recipe(options)
+    main_run = distilled("main", recipe, [], options.steps, options)
+    yield from reversed(list(kept(main_run)))
+    for name, arguments in {
+        "untrained": ["--set", "student_initialization=random"]
+        + ["--set", "student_teacher_layers=none"],
+        "teacher's first layers": ["--truncated-teacher"],
+        f"layers {BEGINNING}, not distilled": [],
+    }.items():
+        path = options.output_dir / directory(name)
+        if not path.exists():
+            run("student", recipe, "--output-dir", path, *arguments)
+        yield Student(name, path)
+    for name, changes in OTHERS.items():
+        if name in options.without:
+            continue
+        other = distilled(name, recipe, changes, options.other_steps, options)
+        tokens = options.other_steps * BATCH_SIZE * SEQUENCE_LENGTH
+        loss = None if "objective=hidden_states" in changes else held_out(other)[-1][1]
+        yield Student(name, other / "student", tokens, loss)
+
+
+def write_recipe(options):
+    """Prepares the corpus and writes the main run's recipe; returns its path."""
+    prepared = options.output_dir / "prepared"
+    if not prepared.exists():
+        run(
+            *("prepare", options.corpus, "--tokenizer", options.teacher),
+            *("--sequence-length", SEQUENCE_LENGTH, "--output-dir", prepared),
+        )
+    path = options.output_dir / "recipe.json"
+    teacher = load_backbone(str(options.teacher))
+    every = max(1, options.steps // 75)
+    Recipe(
+        teacher=str(options.teacher),
+        teacher_layer=6,
+        student_num_layers=3,
+        student_num_heads=teacher.num_heads,
+        student_hidden_dim=teacher.hidden_dim,
+        student_intermediate_dim=teacher.intermediate_dim,
+        student_initialization="layers",
+        student_teacher_layers=tuple(map(int, BEGINNING.split(","))),
+        num_relation_heads=teacher.hidden_dim // 8,
+        corpus=(str(prepared),),
+        sequence_length=SEQUENCE_LENGTH,
+        batch_size=BATCH_SIZE,
+        held_out_examples=128,
+        peak_learning_rate=6e-4,
+        warmup_steps=150,
+        total_steps=options.steps,
+        evaluate_every=every,
+        keep_every=5 * every,
+        checkpoint_every=every,
+        dtype_policy=options.dtype_policy,
+    ).save(path)
+    return path
+
+
+def distilled(name, recipe, changes, steps, options):
+    """Distils, unless it was done; returns the run's directory."""
+    path = options.output_dir / directory(name)
+    if not (path / "report.md").exists():
+        settings = [*changes, f"total_steps={steps}"]
+        if steps != options.steps:
+            settings.append("keep_every=none")
+        sets = [part for setting in settings for part in ("--set", setting)]
+        run("distill", recipe, "--output-dir", path, *sets)
+    return path
+
+
+def kept(path):
+    """Students of the main run: on the way, and the last."""
+    per_step = BATCH_SIZE * SEQUENCE_LENGTH
+    losses = dict(held_out(path))
+    name = f"from layers {BEGINNING}"
+    last = max(losses)
+    steps = {int(kept.name[len("step-") :]): kept for kept in (path / "kept").iterdir()}
+    steps.pop(last, None)
+    for step in sorted({min(steps, key=lambda s: abs(s - p * last)) for p in POINTS}):
+        yield Student(name, steps[step], step * per_step, losses[step], ("stsb",))
+    yield Student(name, path / "student", last * per_step, losses[last])
+
+
+def held_out(path):
+    """Pairs of step and held-out loss out of a run's history."""
+    lines = (path / "history.csv").read_text().splitlines()
+    columns = lines[0].split(",")
+    step, loss = columns.index("step"), columns.index("held_out_loss")
+    cells = (line.split(",") for line in lines[1:])
+    return [(int(row[step]), float(row[loss])) for row in cells if row[loss]]
+
+
+def score(student, options):
+    """Scores a student; a row of the table as a dict."""
+    scores = {}
+    for task in options.tasks:
+        if task not in student.tasks:
+            continue
+        epochs, num_examples = TASKS[task]
+        name = directory(student.name) + f"_{student.tokens}"
+        path = options.output_dir / "scores" / task / name
+        files = {seed: cell(path, epochs, seed) for seed in options.seeds}
+        missing = [seed for seed, file in files.items() if not file.exists()]
+        some = [] if num_examples is None else ["--num-train-examples", num_examples]
+        if missing:
+            run(
+                *("finetune", student.path, "--task", task),
+                *("--data-dir", options.glue, "--output-dir", path),
+                *("--learning-rate", LEARNING_RATE, "--epochs", epochs),
+                *("--dtype-policy", options.dtype_policy, "--seed", *missing, *some),
+            )
+        scores[task] = [json.loads(f.read_text())["score"] for f in files.values()]
+    return {
+        "student": student.name,
+        "tokens": student.tokens,
+        "held_out_loss": student.loss,
+        "embeddings": embeddings_score(student.path, options.glue),
+        "scores": scores,
+    }
+
+
+def cell(path, epochs, seed):
+    """The file of one fine-tuning run's result."""
+    return path / "cells" / f"lr{LEARNING_RATE:g}-epochs{epochs}-seed{seed}.json"
+
+
+def embeddings_score(path, glue):
+    """Spearman of STS-B dev: cosines of mean hidden states, without fine-tuning."""
+    backbone = load_backbone(str(path))
+    preprocessor = text_preprocessor(backbone, load_tokenizer(str(path)), 128)
+    examples = load_examples(get_task("stsb"), "dev", data_dir=glue)
+    means = []
+    for column in examples.texts:
+        encoded = encode((column,), preprocessor, uses_segment_ids(backbone))
+        batches = np.array_split(np.arange(len(encoded)), len(encoded) // 50)
+        means.append(np.concatenate([_means(backbone, encoded, b) for b in batches]))
+    first, second = means
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(spearmanr((first * second).sum(1) / norms, examples.labels)[0])
+
+
+def _means(backbone, encoded, indices):
+    batch = encoded.batch(indices, encoded.lengths[indices].max())
+    states = backbone(batch, training=False)["sequence_output"].numpy()
+    mask = batch["padding_mask"][..., None]
+    return (states * mask).sum(1) / mask.sum(1)
+
+
+def write(rows, options):
+    """Writes `rows.json`, `table.md` and `curve.png`, as far as there are rows."""
+    settings = {
+        "seeds": options.seeds,
+        "learning_rate": LEARNING_RATE,
+        "tasks": {task: TASKS[task] for task in options.tasks},
+        "dtype_policy": options.dtype_policy,
+        "hardware": hardware(),
+    }
+    with replacing_file(options.output_dir / "rows.json") as path:
+        path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1))
+    with replacing_file(options.output_dir / "table.md") as path:
+        path.write_text(table(rows, options.tasks) + "\n")
+    with replacing_file(options.output_dir / "curve.png") as path:
+        curve(rows).savefig(path, format="png", dpi=150)
+    print(table(rows, options.tasks), flush=True)
+
+
+def table(rows, tasks):
+    """The rows as Markdown; scores times 100, mean and deviation over seeds."""
+    header = ["student", "tokens", "loss", "embeddings", *(TITLES[t] for t in tasks)]
+    return markdown_table(
+        header,
+        [
+            [
+                row["student"],
+                count(row["tokens"]),
+                "" if row["held_out_loss"] is None else f"{row['held_out_loss']:.3f}",
+                f"{100 * row['embeddings']:.1f}",
+                *(_mean(row["scores"].get(task)) for task in tasks),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _mean(scores):
+    if not scores:
+        return harness.NOT_MEASURED
+    mean = f"{100 * statistics.fmean(scores):.1f}"
+    if len(scores) > 1:
+        mean += f" ± {100 * statistics.stdev(scores):.1f}"
+    return mean
+
+
+def curve(rows):
+    """STS-B over tokens; what was not distilled as a level."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    scored = [row for row in rows if "stsb" in row["scores"]]
+    for i, name in enumerate(dict.fromkeys(row["student"] for row in scored)):
+        of = sorted(
+            (row["tokens"], 100 * statistics.fmean(row["scores"]["stsb"]))
+            for row in scored
+            if row["student"] == name
+        )
+        if of[-1][0] == 0:
+            axes.axhline(of[0][1], color=f"C{i}", linestyle="--", label=name)
+        else:
+            tokens, values = zip(*of, strict=True)
+            axes.plot(np.divide(tokens, 1e6), values, f"C{i}o-", label=name)
+    axes.set(xlabel="tokens distilled [millions]", ylabel="STS-B dev, Spearman x 100")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def directory(name):
+    """A name as that of a directory."""
+    kept_characters = (c if c.isalnum() else " " for c in name.replace("'", ""))
+    return "_".join("".join(kept_characters).split())
+
+
+def run(*arguments):
+    """Runs a command of the package in a process of its own."""
+    command = [sys.executable, "-m", "keras_minilmv2", *map(str, arguments)]
+    print(" ".join(command[2:]), flush=True)
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
