@@ -14,6 +14,7 @@ from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.grid import Cell, best_cell, best_summary, summaries
 from keras_minilmv2.files import remove, replacing_file
+from keras_minilmv2.seeds import set_seed
 from keras_minilmv2.tables import markdown_table
 from keras_minilmv2.training.callbacks import clock
 
@@ -31,6 +32,10 @@ OUTPUTS = (
 _NOT_COMPARED = ("model", "data_dir")
 # Bytes of a preset that are not weights: vocabulary, settings.
 _MARGIN = 20_000_000
+
+
+class NoFiniteLossError(RuntimeError):
+    """The loss of every run was not finite."""
 
 
 def as_values(given, default):
@@ -66,6 +71,8 @@ def load_model(model, tokenizer, dtype_policy):
                 "`tokenizer` must be left out where `model` is a preset. "
                 f"Received: model={model}, tokenizer={tokenizer!r}."
             )
+        # What the preset has no weights for is drawn: the same in every process.
+        set_seed(0)
         return load_backbone(model, dtype=dtype_policy), load_tokenizer(model)
     family_of(model)
     if tokenizer is None:
@@ -130,6 +137,8 @@ def begin(output_dir, settings, finished, cells, overwrite):
                 f"output_dir={output_dir}. Pass --overwrite to replace it, or name "
                 "another directory."
             )
+        # It is of fewer runs, and says that they are finished.
+        remove(output_dir / "report.md")
         return
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -237,7 +246,7 @@ def check_some_finished(results):
     """The best cell; raises if the loss of every run was not finite."""
     best = best_cell(results)
     if best is None:
-        raise RuntimeError(
+        raise NoFiniteLossError(
             "The loss was not finite in any run. Try a lower learning rate, or "
             "mixed_bfloat16 in place of mixed_float16."
         )

@@ -1,5 +1,6 @@
 """Which layer of a teacher to distil: a short trial of each, and what it is worth."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -18,10 +19,15 @@ from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
 from keras_minilmv2.evaluation.grid import FinishedCells, grid_cells
 from keras_minilmv2.evaluation.metrics import main_metric
-from keras_minilmv2.evaluation.tasks import get_task
+from keras_minilmv2.evaluation.tasks import get_task, load_examples
 from keras_minilmv2.files import replacing_file, save_student
 from keras_minilmv2.fine_tuning_runs import fine_tune
-from keras_minilmv2.grid_runs import as_values
+from keras_minilmv2.grid_runs import (
+    NoFiniteLossError,
+    as_values,
+    sha256,
+    visible_names,
+)
 from keras_minilmv2.report import describe, hardware, model_name
 from keras_minilmv2.runs import (
     NUM_PROJECTION_EXAMPLES,
@@ -45,7 +51,8 @@ class LayerTrial:
         layer: int, from 1.
         loss_before: float, nats, on held-out text, before training.
         loss_after: float.
-        scores: tuple of float, the task's main metric on its dev split, by seed.
+        scores: tuple of float, the task's main metric on its dev split, by seed;
+            those whose loss was not finite are left out.
     """
 
     layer: int
@@ -55,8 +62,8 @@ class LayerTrial:
 
     @property
     def mean(self):
-        """The mean score over seeds."""
-        return float(np.mean(self.scores))
+        """The mean score over seeds, or None if the loss of none was finite."""
+        return float(np.mean(self.scores)) if self.scores else None
 
     @property
     def deviation(self):
@@ -83,8 +90,9 @@ def choose_layer(
 
     The losses against different layers do not compare; the scores do. The directory
     then holds `layer_N/student` (a keras-nlp preset) and `layer_N/probe-*` (as
-    `fine_tune` writes it), `report.md` and `curve.png`. Given the same settings again,
-    an interrupted trial goes on with the scores that are missing.
+    `fine_tune` writes it, named by task and data), `report.md` and `curve.png`. Given
+    the same settings again, an interrupted trial goes on with the scores that are
+    missing.
 
     Args:
         recipe: `Recipe`. Its `total_steps` are the budget of each layer;
@@ -106,7 +114,8 @@ def choose_layer(
 
     Raises:
         ValueError, TypeError, OSError: if something does not fit; the sentence says
-            what.
+            what. The task's data are read before anything is distilled.
+        RuntimeError: if the loss of a layer, or of every probe, was not finite.
     """
     task, output_dir = get_task(task), Path(output_dir)
     if recipe.objective != "relations":
@@ -120,6 +129,14 @@ def choose_layer(
     layers = sorted(set(range(depth // 2 + 1, depth + 1) if layers is None else layers))
     for layer in layers:
         check_layer("layers", layer, depth)
+    data = {"data_dir": data_dir, "tfds_data_dir": tfds_data_dir}
+    checksum = sha256(
+        *(
+            array
+            for split in ("train", task.dev_split)
+            for array in _as_bytes(load_examples(task, split, **data))
+        )
+    )
     losses = _distilled(
         recipe, output_dir, teacher, tokenizer, layers, progress_stream, say
     )
@@ -128,26 +145,29 @@ def choose_layer(
     for layer in layers:
         say(f"Layer {layer}: fine-tunes on {task.title}.")
         # One directory for each probe; the rest of its settings are its cells.
-        probe = (
-            output_dir / f"layer_{layer}" / f"probe-{task.name}-{num_train_examples}"
-        )
-        results = FinishedCells(probe / "cells").load()
-        if not set(cells) <= set(results):
-            results = fine_tune(
-                output_dir / f"layer_{layer}" / "student",
-                task,
-                probe,
-                data_dir=data_dir,
-                tfds_data_dir=tfds_data_dir,
-                learning_rate=learning_rate,
-                epochs=epochs,
-                seed=seed,
-                num_train_examples=num_train_examples,
-                sequence_length=min(task.sequence_length, teacher.max_sequence_length),
-                dtype_policy=recipe.dtype_policy,
-                progress_stream=progress_stream,
-                say=lambda line: None,
-            ).results
+        name = f"probe-{task.name}-{num_train_examples}-{checksum[:8]}"
+        probe = output_dir / f"layer_{layer}" / name
+        finished = FinishedCells(probe / "cells")
+        if not set(cells) <= set(finished.load()):
+            # Of a probe that diverged, the cells say so.
+            with contextlib.suppress(NoFiniteLossError):
+                fine_tune(
+                    output_dir / f"layer_{layer}" / "student",
+                    task,
+                    probe,
+                    **data,
+                    learning_rate=learning_rate,
+                    epochs=epochs,
+                    seed=seed,
+                    num_train_examples=num_train_examples,
+                    sequence_length=min(
+                        task.sequence_length, teacher.max_sequence_length
+                    ),
+                    dtype_policy=recipe.dtype_policy,
+                    progress_stream=progress_stream,
+                    say=lambda line: None,
+                )
+        results = finished.load()
         scores = [results[cell].score for cell in cells]
         scores = tuple(score for score in scores if score is not None)
         trials.append(LayerTrial(layer, *losses[str(layer)], scores))
@@ -157,8 +177,17 @@ def choose_layer(
 
 
 def best_trial(trials):
-    """The trial with the highest mean score."""
-    return max(trials, key=lambda trial: trial.mean)
+    """The trial with the highest mean score.
+
+    Raises:
+        RuntimeError: if none has one.
+    """
+    scored = [trial for trial in trials if trial.mean is not None]
+    if not scored:
+        raise NoFiniteLossError(
+            "The loss of every probe was not finite. Try a lower learning rate."
+        )
+    return max(scored, key=lambda trial: trial.mean)
 
 
 def trial_table(trials, task):
@@ -171,7 +200,7 @@ def trial_table(trials, task):
                 str(trial.layer),
                 f"{trial.loss_before:.4f}",
                 f"{trial.loss_after:.4f}",
-                f"{100 * trial.mean:.2f}",
+                "diverged" if trial.mean is None else f"{100 * trial.mean:.2f}",
                 "" if trial.deviation is None else f"{100 * trial.deviation:.2f}",
                 str(len(trial.scores)),
             ]
@@ -180,7 +209,16 @@ def trial_table(trials, task):
     )
 
 
+def _as_bytes(examples):
+    """Texts and labels of examples as arrays."""
+    for texts in examples.texts:
+        yield np.frombuffer("\n".join(texts).encode(), "uint8")
+    yield examples.labels
+
+
 def _score(trial):
+    if trial.mean is None:
+        return "The loss was not finite."
     deviation = "" if trial.deviation is None else f" ± {100 * trial.deviation:.2f}"
     return f"{100 * trial.mean:.2f}{deviation}"
 
@@ -188,6 +226,7 @@ def _score(trial):
 def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
     """Held-out losses before and after by layer; students are written."""
     settings = dataclasses.asdict(recipe) | {"layers": layers}
+    settings["teacher_sha256"] = sha256(*teacher.get_weights())
     del settings["teacher_layer"]
     # As JSON gives it back.
     settings = json.loads(json.dumps(settings))
@@ -201,8 +240,10 @@ def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
             "`output_dir` must not hold a trial of other settings. "
             f"Received: output_dir={output_dir}."
         )
-    names = sorted(e.name for e in output_dir.iterdir()) if output_dir.is_dir() else []
-    if set(names) - {"prepared"}:
+    names = visible_names(output_dir)
+    # What a run that ended before it wrote its settings has left.
+    left = {path.parent.name for path in output_dir.glob("layer_*/student")}
+    if set(names) - {"prepared"} - left:
         raise FileExistsError(
             "`output_dir` must be empty or new. "
             f"Received: output_dir={output_dir}, which holds {', '.join(names[:3])}."
@@ -306,10 +347,11 @@ def _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    scored = [trial for trial in trials if trial.mean is not None]
     axes.errorbar(
-        [trial.layer for trial in trials],
-        [100 * trial.mean for trial in trials],
-        [100 * (trial.deviation or 0.0) for trial in trials],
+        [trial.layer for trial in scored],
+        [100 * trial.mean for trial in scored],
+        [100 * (trial.deviation or 0.0) for trial in scored],
         marker="o",
         capsize=3,
     )

@@ -1,8 +1,8 @@
 """Question-answering runs: SQuAD and MLQA, from a model to a directory of answers."""
 
+import contextlib
 import dataclasses
 import datetime
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -18,11 +18,13 @@ from keras_minilmv2.evaluation.question_answering import (
 )
 from keras_minilmv2.evaluation.span_metrics import MLQA_LANGUAGES
 from keras_minilmv2.evaluation.span_model import (
+    NotFiniteError,
     SpanModel,
     evaluate_spans,
-    fine_tune_spans,
+    fit_spans,
     is_span_model,
     load_span_model,
+    model_features,
     save_span_model,
 )
 from keras_minilmv2.files import replacing_directory, replacing_file
@@ -218,6 +220,7 @@ def fine_tune_on_squad(
     check_directory(output_dir)
     batch_size = task.batch_size if batch_size is None else batch_size
     check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
+    _check_number("num_dev_examples", num_dev_examples)
     backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
     data = {"tfds_data_dir": tfds_data_dir, "strict": strict}
     train_examples = load_span_examples(task.dataset, "train", data_dir, **data)
@@ -233,14 +236,16 @@ def fine_tune_on_squad(
         "doc_stride": doc_stride or min(task.doc_stride, sequence_length // 3),
         "max_question_length": min(task.max_question_length, sequence_length // 4),
     }
+    features = model_features(backbone, tokenizer, train_examples, **sizes)
     settings = {
         "task": task.name,
         "model": str(model) if isinstance(model, str | os.PathLike) else model.name,
         "data_dir": None if data_dir is None else str(data_dir),
         "weights_sha256": sha256(*backbone.get_weights()),
-        "questions_sha256": sha256(
-            np.frombuffer(
-                "\n".join(e.id for e in train_examples + dev_examples).encode(), "uint8"
+        "data_sha256": sha256(
+            *(
+                np.frombuffer(repr(dataclasses.astuple(example)).encode(), "uint8")
+                for example in train_examples + dev_examples
             )
         ),
         "num_train_examples": len(train_examples),
@@ -266,11 +271,11 @@ def fine_tune_on_squad(
         twin = backbone.from_config({**backbone.get_config(), "dtype": dtype_policy})
         twin.set_weights(backbone.get_weights())
         span_model = SpanModel(twin)
-        progress = _Progress(batch_size * sizes["sequence_length"], progress_stream)
-        history = fine_tune_spans(
+        tokens = batch_size * features.padded_lengths(slice(None)).mean()
+        progress = _Progress(tokens, progress_stream)
+        history = fit_spans(
             span_model,
-            tokenizer,
-            train_examples,
+            features,
             optimizer=lambda steps: progress.of(
                 steps,
                 adamw(
@@ -286,18 +291,28 @@ def fine_tune_on_squad(
             seed=cell.seed,
             callbacks=[progress, keras.callbacks.TerminateOnNaN()],
             verbose=0,
-            **sizes,
         )
         losses = [float(loss) for loss in history.history["loss"]]
         span_model = _in_float32(span_model)
-        if not all(map(math.isfinite, losses)):
+        metrics = {}
+        # A loss is taken before its update: of the last one the logits tell.
+        with contextlib.suppress(NotFiniteError):
+            metrics = evaluate(span_model).metrics
+        if not metrics or not np.isfinite(losses).all():
             return Result(None, {}, [], time.perf_counter() - started), span_model
-        evaluation = evaluate_spans(span_model, tokenizer, dev_examples, **sizes)
-        metrics = evaluation.metrics
         seconds = time.perf_counter() - started
         # A share, as other tasks have.
         score = metrics[task.main_metric] / 100
         return Result(score, metrics, losses, seconds), span_model
+
+    def evaluate(span_model):
+        return evaluate_spans(
+            span_model,
+            tokenizer,
+            dev_examples,
+            no_answer=_may_be_unanswered(task.name),
+            **sizes,
+        )
 
     def save_model(span_model, cell, path):
         check_room(path.parent, span_model.count_params())
@@ -316,11 +331,7 @@ def fine_tune_on_squad(
     )
     best = check_some_finished(results)
     span_model, tokenizer = load_span_model(output_dir / "model")
-    scores = SpanScores(
-        task.title,
-        "dev",
-        {None: evaluate_spans(span_model, tokenizer, dev_examples, **sizes)},
-    )
+    scores = SpanScores(task.title, "dev", {None: evaluate(span_model)})
     with writing(output_dir):
         _write_answers(output_dir, scores, task.name, dataclasses.asdict(best))
         _write_report(output_dir, task, scores, results, best, settings, backbone)
@@ -369,6 +380,7 @@ def evaluate_on_questions(
         )
     notes = read_notes(path)
     task = notes.get("task") if task is None else task
+    _check_number("num_examples", num_examples)
     if output_dir is not None:
         check_evaluation_dir(Path(output_dir), overwrite)
     if task == MLQA:
@@ -387,6 +399,7 @@ def evaluate_on_questions(
             tokenizer,
             _some(examples, num_examples),
             language=language,
+            no_answer=_may_be_unanswered(task),
             **notes.get("sizes", {}),
         )
         for language, examples in datasets.items()
@@ -455,6 +468,16 @@ def _some(examples, number):
     return [examples[i] for i in sorted(order[:number])]
 
 
+def _check_number(name, value):
+    if value is not None and value < 1:
+        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
+
+
+def _may_be_unanswered(task):
+    """What `evaluate_spans` is told, whichever questions are among the examples."""
+    return True if task == "squad2" else None
+
+
 def _in_float32(span_model):
     backbone = span_model.backbone
     if backbone.dtype_policy.name == "float32":
@@ -484,13 +507,18 @@ def _mlqa(languages, split, data_dir, tfds_data_dir):
 
 
 def _write_answers(output_dir, scores, task, cell=None):
-    """Writes `predictions/`, in the official format, and `metrics.json`."""
+    """Writes `predictions/`, in the official format, and `metrics.json`.
+
+    Of SQuAD 2.0 the answers that are not blanked too: the official script finds the
+    best threshold from these and the null odds.
+    """
     with replacing_directory(output_dir / "predictions") as fresh:
         for language, evaluation in scores.evaluations.items():
             name = "-".join(filter(None, (scores.split, language)))
             write_json(fresh / f"{name}.json", evaluation.predictions)
             if "best_f1" in evaluation.metrics:
                 write_json(fresh / f"{name}-null_odds.json", evaluation.null_odds)
+                write_json(fresh / f"{name}-not_blanked.json", evaluation.answers)
     write_json(
         output_dir / "metrics.json",
         {

@@ -5,13 +5,14 @@ import json
 import re
 import shutil
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
 from small_runs import WORDS, make_teacher
 
 import keras_minilmv2 as km
-from keras_minilmv2 import fine_tuning_runs
+from keras_minilmv2 import fine_tuning_runs, grid_runs
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.tasks import TASKS
 from keras_minilmv2.fine_tuning_runs import evaluate_model, fine_tune
@@ -225,6 +226,37 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     assert "| learning rate | epochs | runs |" in report
     assert "over 2 seeds. `model/` is the best of 4 runs: learning rate" in report
     assert re.search(r"\| +0.03 \| +1 \| +2 \| +\d+.\d\d \| +\d+.\d\d \| +0 \|", report)
+
+
+@pytest.mark.slow
+def test_a_grid_that_grows_is_unfinished_until_its_report(
+    model, data, tmp_path, monkeypatch
+):
+    run(model, data, tmp_path / "out", seed=[0])
+    monkeypatch.setattr(fine_tuning_runs, "write_report", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, data, tmp_path / "out", seed=[0, 1])
+    monkeypatch.undo()
+    run(model, data, tmp_path / "out", seed=[0, 1])
+    assert "over 2 seeds" in (tmp_path / "out/report.md").read_text()
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_a_preset_has_no_weights_for_is_the_same_each_time(monkeypatch):
+    """As for a Hugging Face directory without a pooler."""
+
+    def load(preset, dtype):
+        return keras.initializers.GlorotUniform()((3, 3))
+
+    monkeypatch.setattr(grid_runs, "load_backbone", load)
+    monkeypatch.setattr(grid_runs, "load_tokenizer", lambda preset: None)
+    (first, _), (second, _) = (
+        grid_runs.load_model("preset", None, "float32") for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
 
 
 def test_the_papers_grid_is_the_tasks(monkeypatch):

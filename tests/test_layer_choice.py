@@ -12,7 +12,12 @@ import keras_minilmv2 as km
 from keras_minilmv2 import cli
 from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.distillation.candidates import LayerCandidates
-from keras_minilmv2.layer_choice import LayerTrial, best_trial, choose_layer
+from keras_minilmv2.layer_choice import (
+    LayerTrial,
+    best_trial,
+    choose_layer,
+    trial_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,9 @@ def test_a_trial_scores_every_layer_and_goes_on(recipe, data, tmp_path, capsys):
     for layer in (2, 3):
         student = out / f"layer_{layer}" / "student"
         assert keras_hub.models.Backbone.from_preset(str(student)).hidden_dim == 8
-        assert len(list((out / f"layer_{layer}/probe-sst2-2000/cells").iterdir())) == 2
+        assert (
+            len(list((out / f"layer_{layer}").glob("probe-sst2-2000-*/cells/*"))) == 2
+        )
     report = (out / "report.md").read_text()
     assert "| layer" in report
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -141,3 +148,31 @@ def test_the_best_is_the_best_on_average():
     assert best_trial(trials).layer == 2
     assert trials[0].deviation == pytest.approx(np.std([0.5, 0.9], ddof=1))
     assert trials[2].deviation is None
+
+
+def test_a_layer_whose_probe_diverged_is_never_the_best():
+    trials = [LayerTrial(1, 1.0, 0.5, ()), LayerTrial(2, 1.0, 0.6, (0.1,))]
+    assert best_trial(trials).layer == 2
+    first, _ = trial_table(trials, "sst2").splitlines()[2:]
+    assert "diverged" in first
+    with pytest.raises(RuntimeError, match="every probe was not finite"):
+        best_trial(trials[:1])
+
+
+@pytest.mark.slow
+def test_a_probe_that_diverges_ends_no_trial(recipe, data, tmp_path, capsys):
+    arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]
+    arguments += ["--output-dir", str(tmp_path / "out"), "--steps", "2"]
+    arguments += ["--epochs", "1", "--learning-rate", "1e30"]
+    for _ in range(2):
+        assert cli.main(arguments) == 1
+        captured = capsys.readouterr()
+        assert captured.out.count("  The loss was not finite.") == 2
+        assert "The loss of every probe was not finite" in captured.err
+
+
+def test_a_task_without_data_is_refused_before_distilling(recipe, tmp_path, capsys):
+    arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(tmp_path)]
+    assert cli.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    assert "train.tsv" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -77,6 +77,7 @@ def test_pretrain_is_masked_language_modelling(recipe, tmp_path):
     saved = json.loads((out / "recipe.json").read_text())
     assert saved["objective"] == "masked_tokens"
     assert saved["whole_words"] is True
+    assert saved["student_initialization"] == "random"
     assert "masked words" in (out / "report.md").read_text()
 
 

@@ -7,7 +7,9 @@ import pytest
 from small_runs import WORDS, make_teacher
 
 from keras_minilmv2 import cli
-from keras_minilmv2.span_runs import fine_tune_on_squad
+from keras_minilmv2.evaluation.question_answering import load_span_examples
+from keras_minilmv2.evaluation.span_metrics import squad_v2_metrics
+from keras_minilmv2.span_runs import evaluate_on_questions, fine_tune_on_squad
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,54 @@ def test_mlqa_is_scored_in_every_language_there_is(data, finished, tmp_path, cap
     assert names == {"dev-en.json", "dev-de.json"}
 
 
+def test_sizes_are_checked_before_anything_is_written(model, data, tmp_path, capsys):
+    arguments = ["finetune", str(model), "--task", "squad1", "--data-dir", str(data)]
+    arguments += ["--output-dir", str(tmp_path / "out"), "--sequence-length"]
+    assert cli.main([*arguments, "1024"]) == 2
+    assert "max_sequence_length=" in capsys.readouterr().err
+    assert cli.main([*arguments, "4"]) == 2
+    assert "`sequence_length` must leave room" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["num_train_examples", "num_dev_examples"])
+def test_numbers_of_questions_must_be_positive(model, data, tmp_path, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
+        fine_tune_on_squad(
+            model, "squad1", tmp_path / "out", data_dir=data, **{name: 0}
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_other_answers_are_other_data(model, data, tmp_path, capsys):
+    other = tmp_path / "data"
+    squad_file(other / "train-v1.1.json", 160, 0)  # without the misplaced answer
+    squad_file(other / "dev-v1.1.json", 24, 1)
+    arguments = ["finetune", str(model), "--task", "squad1", "--epochs", "1"]
+    arguments += ["--output-dir", str(tmp_path / "out"), *SETTINGS, "--data-dir"]
+    assert cli.main([*arguments, str(data)]) == 0
+    assert cli.main([*arguments, str(other), "--seed", "1"]) == 2
+    assert "which differs in data_sha256" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_may_diverge_on_its_last_update(model, data, tmp_path):
+    _, results = fine_tune_on_squad(
+        model,
+        "squad1",
+        tmp_path / "out",
+        data_dir=data,
+        learning_rate=(1e30, 0.02),
+        epochs=1,
+        warmup_fraction=0.0,
+        sequence_length=24,
+        num_train_examples=1,
+        say=lambda line: None,
+    )
+    assert [result.score is None for result in results.values()] == [False, True]
+
+
 @pytest.mark.slow
 def test_squad_2_finds_its_threshold(model, data, tmp_path):
     scores, results = fine_tune_on_squad(
@@ -124,8 +174,19 @@ def test_squad_2_finds_its_threshold(model, data, tmp_path):
     )
     assert len(results) == 2
     assert scores.metrics["best_f1"] >= scores.metrics["f1"]
-    odds = tmp_path / "out" / "predictions" / "dev-null_odds.json"
-    assert len(json.loads(odds.read_text())) == 24
+    # What is written gives the best score: the official script reads these two.
+    answers, odds = (
+        json.loads((tmp_path / f"out/predictions/dev-{name}.json").read_text())
+        for name in ("not_blanked", "null_odds")
+    )
+    questions = load_span_examples("squad/v2.0", "dev", data)
+    golds = {question.id: question.answers for question in questions}
+    again = squad_v2_metrics(answers, golds, odds)
+    assert again["best_f1"] == pytest.approx(scores.metrics["best_f1"])
+    # Nor does it matter whether a question without an answer is among them.
+    squad_file(tmp_path / "data/dev-v2.0.json", 4, 5)
+    scores = evaluate_on_questions(tmp_path / "out", data_dir=tmp_path / "data")
+    assert "best_f1" in scores.metrics
     assert "Best setting by mean best_f1" in (tmp_path / "out/report.md").read_text()
 
 

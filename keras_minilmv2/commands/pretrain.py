@@ -14,7 +14,8 @@ def add(commands):
         commands,
         "pretrain",
         run,
-        "train a recipe's student by masked language modelling, without its teacher",
+        "train a recipe's student by masked language modelling, without its teacher: "
+        "from random weights unless --set student_initialization says otherwise",
         """
   keras-minilmv2 pretrain recipes/bert_base_l6_h384.py --output-dir out/l6_h384_mlm
   keras-minilmv2 pretrain recipes/demo.py --whole-words --output-dir out/mine_mlm \\
@@ -37,8 +38,10 @@ def run(options):
     """Pre-trains the student of a recipe."""
     from keras_minilmv2.recipes import load_recipe
 
-    recipe = load_recipe(options.recipe).override(options.assignments)
-    recipe = recipe.override(["objective=masked_tokens"])
+    # Without its teacher, whose weights it begins with only if that is asked for.
+    changes = ["student_initialization=random", "student_teacher_layers=none"]
+    changes += [*options.assignments, "objective=masked_tokens"]
+    recipe = load_recipe(options.recipe).override(changes)
     if options.whole_words:
         recipe = recipe.override(["whole_words=true"])
     run_recipe(recipe, options)

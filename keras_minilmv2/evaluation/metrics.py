@@ -35,8 +35,9 @@ def task_metrics(task, labels, predictions, languages=None):
     """The metrics of a task.
 
     Args:
-        task: `Task` or its name. The first of its `metrics` is the one the paper
-            reports: Matthews correlation for CoLA, Spearman correlation for STS-B,
+        task: `Task` or its name. The first of its `metrics` is the one that
+            settings are chosen by: Matthews correlation for CoLA, Spearman correlation
+            for STS-B (as in the paper's test table; its dev table has Pearson's),
             accuracy for the others.
         labels: `(examples,)`, int class or float score.
         predictions: `(examples,)`, int class or float score.

@@ -1,6 +1,7 @@
 """Extractive question answering: questions, windows of their contexts, answers."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
+from keras_minilmv2.evaluation.fine_tuning import plan_batches
 from keras_minilmv2.evaluation.span_metrics import MLQA_LANGUAGES
 from keras_minilmv2.evaluation.token_offsets import offset_tokenizer
 
 _BLOCK_WINDOWS = 1_000
+# Batches are padded to multiples of this, so that there are few shapes.
+_LENGTH_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,11 @@ class SpanFeatures:
     def __len__(self):
         return len(self.example_index)
 
+    def padded_lengths(self, rows):
+        """Tokens of a batch that holds a window, `(rows,)`."""
+        steps = -(-self.num_tokens[rows] // _LENGTH_STEP)
+        return np.minimum(steps * _LENGTH_STEP, self.token_ids.shape[1])
+
     def inputs(self, rows, length=None):
         """What a `SpanModel` reads of some windows.
 
@@ -281,7 +290,7 @@ def span_features(
 
 
 def span_dataset(features, batch_size, *, num_epochs=1, seed=0):
-    """Batches of windows to train on, in another order in every epoch.
+    """Batches of windows of like lengths, in another order in every epoch.
 
     Args:
         features: `SpanFeatures`. Windows whose label is not known are left out.
@@ -291,8 +300,9 @@ def span_dataset(features, batch_size, *, num_epochs=1, seed=0):
         seed: int. The orders depend on it alone.
 
     Returns:
-        `tf.data.Dataset` of pairs, a dict as `SpanFeatures.inputs` gives it and a dict
-        of int32 `(batch,)`: `"start_positions"` and `"end_positions"`.
+        `tf.data.Dataset` of pairs, a dict as `SpanFeatures.inputs` gives it, as long
+        as the longest window in steps of 64 tokens, and a dict of int32 `(batch,)`:
+        `"start_positions"` and `"end_positions"`.
 
     Raises:
         ValueError: if no window is left, or a size is not positive.
@@ -304,33 +314,28 @@ def span_dataset(features, batch_size, *, num_epochs=1, seed=0):
             "`features` must have a window whose label is known. "
             f"Received: features of {len(features)} windows."
         )
-    length = features.token_ids.shape[1]
-    names = list(features.inputs(rows[:1]))
+    lengths = features.padded_lengths(rows)
 
-    def arrays(rows):
-        positions = features.start_positions[rows], features.end_positions[rows]
-        return (*features.inputs(rows).values(), *positions)
+    def batches():
+        for epoch in range(num_epochs):
+            generator = np.random.default_rng((seed, epoch))
+            for places, length in plan_batches(lengths, batch_size, generator):
+                chosen = rows[places]
+                yield (
+                    features.inputs(chosen, length),
+                    {
+                        "start_positions": features.start_positions[chosen],
+                        "end_positions": features.end_positions[chosen],
+                    },
+                )
 
-    def batch(rows):
-        types = [tf.int32] * (len(names) + 2)
-        *columns, start, end = tf.numpy_function(arrays, [rows], types, stateful=False)
-        columns = [tf.ensure_shape(column, (None, length)) for column in columns]
-        return dict(zip(names, columns, strict=True)), {
-            "start_positions": tf.ensure_shape(start, (None,)),
-            "end_positions": tf.ensure_shape(end, (None,)),
-        }
-
-    orders = [
-        np.random.default_rng((seed, epoch)).permutation(rows)
-        for epoch in range(num_epochs)
-    ]
-    num_batches = num_epochs * -(-len(rows) // batch_size)
+    signature = tuple(
+        {name: tf.TensorSpec([None] * np.ndim(v), "int32") for name, v in part.items()}
+        for part in next(batches())
+    )
+    num_batches = num_epochs * math.ceil(len(rows) / batch_size)
     return (
-        tf.data.Dataset.from_tensor_slices(orders)
-        .flat_map(
-            lambda order: tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-        )
-        .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+        tf.data.Dataset.from_generator(batches, output_signature=signature)
         .apply(tf.data.experimental.assert_cardinality(num_batches))
         .prefetch(tf.data.AUTOTUNE)
     )

@@ -36,8 +36,6 @@ _CONFIG_FILE = "span_model.json"
 _HEAD_FILE = "span_head.safetensors"
 # Not -inf: the gradient of a cross-entropy would be nan.
 _MASKED = -1e9
-# Windows are padded to multiples of this, so that there are few shapes.
-_LENGTH_STEP = 64
 
 
 @keras.saving.register_keras_serializable(package="keras_minilmv2")
@@ -322,14 +320,52 @@ def fine_tune_spans(
             "`optimizer` must be a Keras optimizer or a function that makes one. "
             f"Received: optimizer={optimizer!r}."
         )
-    features = _features(
-        model,
+    features = model_features(
+        model.backbone,
         tokenizer,
         train_examples,
         sequence_length=sequence_length,
         doc_stride=doc_stride,
         max_question_length=max_question_length,
     )
+    return fit_spans(
+        model,
+        features,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        num_epochs=num_epochs,
+        seed=seed,
+        callbacks=callbacks,
+        verbose=verbose,
+    )
+
+
+def fit_spans(
+    model,
+    features,
+    *,
+    optimizer,
+    batch_size,
+    num_epochs,
+    seed,
+    callbacks=None,
+    verbose="auto",
+):
+    """Trains a model on windows that are cut already; see `fine_tune_spans`.
+
+    Args:
+        model: `SpanModel`. Trained in place.
+        features: `SpanFeatures`.
+        optimizer: as for `fine_tune_spans`, and so are the others.
+        batch_size: int.
+        num_epochs: int.
+        seed: int.
+        callbacks: list of Keras callbacks.
+        verbose: as for `keras.Model.fit`.
+
+    Returns:
+        `keras.callbacks.History`.
+    """
     dataset = span_dataset(features, batch_size, num_epochs=num_epochs, seed=seed)
     total_steps = int(dataset.cardinality())
     if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -345,12 +381,18 @@ def fine_tune_spans(
     )
 
 
+class NotFiniteError(ValueError):
+    """A model's logits are not finite."""
+
+
 @dataclass(frozen=True)
 class SpanEvaluation:
     """What `evaluate_spans` finds.
 
     Args:
         predictions: dict of str by question id, the official format.
+        answers: dict of str by question id. The best answers that are not empty: what
+            the thresholds of SQuAD 2.0 are sought among, with `null_odds`.
         nbest: dict of lists of dicts by question id, as in `SpanAnswers`.
         null_odds: dict of float by question id, as in `SpanAnswers`.
         metrics: dict of float, those of `squad_metrics`, `squad_v2_metrics` or
@@ -358,6 +400,7 @@ class SpanEvaluation:
     """
 
     predictions: dict
+    answers: dict
     nbest: dict
     null_odds: dict
     metrics: dict
@@ -404,6 +447,7 @@ def evaluate_spans(
         ValueError: if there is no example, two have the same id, a size is not
             positive, the sizes do not fit the encoder or each other, or `language` is
             not one of MLQA's or is given with `no_answer`.
+        NotFiniteError: if the model's logits are not finite.
     """
     check_positive(batch_size=batch_size)
     golds = {example.id: example.answers for example in examples}
@@ -419,8 +463,8 @@ def evaluate_spans(
             "`language` must be None where there are questions without an answer. "
             f"Received: language={language!r}."
         )
-    features = _features(
-        model,
+    features = model_features(
+        model.backbone,
         tokenizer,
         examples,
         sequence_length=sequence_length,
@@ -447,19 +491,39 @@ def evaluate_spans(
         metrics = mlqa_metrics(predictions, golds, language)
     else:
         metrics = squad_metrics(predictions, golds)
-    return SpanEvaluation(predictions, answers.nbest, answers.null_odds, metrics)
+    return SpanEvaluation(
+        predictions, answers.texts, answers.nbest, answers.null_odds, metrics
+    )
 
 
-def _features(model, tokenizer, examples, *, sequence_length, **sizes):
-    """Windows that the encoder has positions and token embeddings for."""
-    check_tokenizer(model.backbone, tokenizer)
-    if sequence_length > model.backbone.max_sequence_length:
+def check_windows(backbone, tokenizer, *, sequence_length, **sizes):
+    """Raises unless an encoder can read windows of these sizes.
+
+    Args:
+        backbone: a keras-nlp backbone.
+        tokenizer: its keras-nlp tokenizer.
+        sequence_length: int, as for `span_features`.
+        **sizes: int, `doc_stride` and `max_question_length`.
+
+    Raises:
+        ValueError: if the encoder has too few positions or token embeddings, or the
+            sizes do not fit each other.
+    """
+    check_tokenizer(backbone, tokenizer)
+    if sequence_length > backbone.max_sequence_length:
         raise ValueError(
             "`sequence_length` must not be above the backbone's `max_sequence_length`. "
             f"Received: sequence_length={sequence_length}, "
-            f"max_sequence_length={model.backbone.max_sequence_length}."
+            f"max_sequence_length={backbone.max_sequence_length}."
         )
-    return span_features(tokenizer, examples, sequence_length=sequence_length, **sizes)
+    # No example: what is left is a check of the sizes.
+    span_features(tokenizer, [], sequence_length=sequence_length, **sizes)
+
+
+def model_features(backbone, tokenizer, examples, **sizes):
+    """Windows that an encoder can read; see `check_windows` and `span_features`."""
+    check_windows(backbone, tokenizer, **sizes)
+    return span_features(tokenizer, examples, **sizes)
 
 
 def _logits(model, features, batch_size):
@@ -480,10 +544,11 @@ def _logits(model, features, batch_size):
     order = np.argsort(features.num_tokens, kind="stable")
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
-        longest = features.num_tokens[rows[-1]]
-        length = min(-(-longest // _LENGTH_STEP) * _LENGTH_STEP, shape[1])
+        length = features.padded_lengths(rows[-1:])[0]
         for name, values in predict(features.inputs(rows, length)).items():
             logits[name][rows, :length] = values.numpy()
+    if not all(np.isfinite(values).all() for values in logits.values()):
+        raise NotFiniteError("`model` must have finite weights and logits.")
     return logits
 
 
