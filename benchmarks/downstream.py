@@ -103,11 +103,12 @@ def students(options):
     """Makes the students.
 
     Yields:
-        `Student`, those first that the main one is compared with.
+        `Student`; those that only make the curve come last.
     """
     recipe = write_recipe(options)
     main_run = distilled("main", recipe, [], options.steps, options)
-    yield from reversed(list(kept(main_run)))
+    *on_the_way, last = kept(main_run)
+    yield last
     for name, arguments in {
         "untrained": ["--set", "student_initialization=random"]
         + ["--set", "student_teacher_layers=none"],
@@ -125,6 +126,7 @@ def students(options):
         tokens = options.other_steps * BATCH_SIZE * SEQUENCE_LENGTH
         loss = None if "objective=hidden_states" in changes else held_out(other)[-1][1]
         yield Student(name, other / "student", tokens, loss)
+    yield from on_the_way
 
 
 def write_recipe(options):
