@@ -110,10 +110,10 @@ def students(options):
     *on_the_way, last = kept(main_run)
     yield last
     for name, arguments in {
-        "untrained": ["--set", "student_initialization=random"]
-        + ["--set", "student_teacher_layers=none"],
         "teacher's first layers": ["--truncated-teacher"],
         f"layers {BEGINNING}, not distilled": [],
+        "untrained": ["--set", "student_initialization=random"]
+        + ["--set", "student_teacher_layers=none"],
     }.items():
         path = options.output_dir / directory(name)
         if not path.exists():
