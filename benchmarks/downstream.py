@@ -109,16 +109,18 @@ def students(options):
     main_run = distilled("main", recipe, [], options.steps, options)
     *on_the_way, last = kept(main_run)
     yield last
+    undistilled = f"layers {BEGINNING}, not distilled"
     for name, arguments in {
         "teacher's first layers": ["--truncated-teacher"],
-        f"layers {BEGINNING}, not distilled": [],
+        undistilled: [],
         "untrained": ["--set", "student_initialization=random"]
         + ["--set", "student_teacher_layers=none"],
     }.items():
         path = options.output_dir / directory(name)
         if not path.exists():
             run("student", recipe, "--output-dir", path, *arguments)
-        yield Student(name, path)
+        loss = held_out(main_run)[0][1] if name == undistilled else None
+        yield Student(name, path, loss=loss)
     for name, changes in OTHERS.items():
         if name in options.without:
             continue
