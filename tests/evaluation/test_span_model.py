@@ -8,7 +8,7 @@ import pytest
 from small_models import TOKENIZERS, make_model
 
 import keras_minilmv2 as km
-from keras_minilmv2.evaluation import span_model
+from keras_minilmv2.evaluation import question_answering, span_model
 from keras_minilmv2.evaluation.question_answering import (
     SpanExample,
     load_span_examples,
@@ -421,7 +421,7 @@ def test_batches_do_not_change_answers(monkeypatch):
     model, tokenizer = fresh("bert")
     examples = make_examples(12)
     expected = evaluate_spans(model, tokenizer, examples, batch_size=100, **SIZES)
-    monkeypatch.setattr(span_model, "_LENGTH_STEP", 8)
+    monkeypatch.setattr(question_answering, "_LENGTH_STEP", 8)
     found = evaluate_spans(model, tokenizer, examples, batch_size=5, **SIZES)
     assert found.predictions == expected.predictions
     for key, odds in expected.null_odds.items():
