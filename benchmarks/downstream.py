@@ -319,6 +319,7 @@ def curve(rows):
             tokens, values = zip(*of, strict=True)
             axes.plot(np.divide(tokens, 1e6), values, f"C{i}o-", label=name)
     axes.set(xlabel="tokens distilled [millions]", ylabel="STS-B dev, Spearman x 100")
+    axes.set_xlim(left=0)
     axes.legend()
     axes.grid(alpha=0.3)
     return figure

@@ -46,12 +46,7 @@ def as_values(given, default):
 
 def check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay):
     """Raises unless the numbers of a run are in their ranges."""
-    for name, value in (
-        ("batch_size", batch_size),
-        ("num_train_examples", num_train_examples),
-    ):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
+    check_counts(batch_size=batch_size, num_train_examples=num_train_examples)
     if not 0 <= warmup_fraction < 1:
         raise ValueError(
             "`warmup_fraction` must be at least 0 and below 1. "
@@ -61,6 +56,13 @@ def check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
         raise ValueError(
             f"`weight_decay` must be at least 0. Received: weight_decay={weight_decay}."
         )
+
+
+def check_counts(**counts):
+    """Raises unless each of some numbers is None or at least 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
 
 
 def load_model(model, tokenizer, dtype_policy):

@@ -31,6 +31,7 @@ from keras_minilmv2.files import replacing_directory, replacing_file
 from keras_minilmv2.grid_runs import (
     as_values,
     begin,
+    check_counts,
     check_directory,
     check_evaluation_dir,
     check_numbers,
@@ -220,7 +221,7 @@ def fine_tune_on_squad(
     check_directory(output_dir)
     batch_size = task.batch_size if batch_size is None else batch_size
     check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
-    _check_number("num_dev_examples", num_dev_examples)
+    check_counts(num_dev_examples=num_dev_examples)
     backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
     data = {"tfds_data_dir": tfds_data_dir, "strict": strict}
     train_examples = load_span_examples(task.dataset, "train", data_dir, **data)
@@ -294,11 +295,12 @@ def fine_tune_on_squad(
         )
         losses = [float(loss) for loss in history.history["loss"]]
         span_model = _in_float32(span_model)
-        metrics = {}
-        # A loss is taken before its update: of the last one the logits tell.
-        with contextlib.suppress(NotFiniteError):
-            metrics = evaluate(span_model).metrics
-        if not metrics or not np.isfinite(losses).all():
+        metrics = None
+        if np.isfinite(losses).all():
+            # A loss is taken before its update: of the last one the logits tell.
+            with contextlib.suppress(NotFiniteError):
+                metrics = evaluate(span_model).metrics
+        if metrics is None:
             return Result(None, {}, [], time.perf_counter() - started), span_model
         seconds = time.perf_counter() - started
         # A share, as other tasks have.
@@ -380,7 +382,7 @@ def evaluate_on_questions(
         )
     notes = read_notes(path)
     task = notes.get("task") if task is None else task
-    _check_number("num_examples", num_examples)
+    check_counts(num_examples=num_examples)
     if output_dir is not None:
         check_evaluation_dir(Path(output_dir), overwrite)
     if task == MLQA:
@@ -466,11 +468,6 @@ def _some(examples, number):
         return examples
     order = np.random.default_rng(0).permutation(len(examples))
     return [examples[i] for i in sorted(order[:number])]
-
-
-def _check_number(name, value):
-    if value is not None and value < 1:
-        raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
 
 
 def _may_be_unanswered(task):

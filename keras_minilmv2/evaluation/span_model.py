@@ -496,14 +496,18 @@ def evaluate_spans(
     )
 
 
-def check_windows(backbone, tokenizer, *, sequence_length, **sizes):
-    """Raises unless an encoder can read windows of these sizes.
+def model_features(backbone, tokenizer, examples, *, sequence_length, **sizes):
+    """Windows that an encoder can read.
 
     Args:
         backbone: a keras-nlp backbone.
         tokenizer: its keras-nlp tokenizer.
+        examples: list of `SpanExample`.
         sequence_length: int, as for `span_features`.
         **sizes: int, `doc_stride` and `max_question_length`.
+
+    Returns:
+        `SpanFeatures`.
 
     Raises:
         ValueError: if the encoder has too few positions or token embeddings, or the
@@ -516,14 +520,7 @@ def check_windows(backbone, tokenizer, *, sequence_length, **sizes):
             f"Received: sequence_length={sequence_length}, "
             f"max_sequence_length={backbone.max_sequence_length}."
         )
-    # No example: what is left is a check of the sizes.
-    span_features(tokenizer, [], sequence_length=sequence_length, **sizes)
-
-
-def model_features(backbone, tokenizer, examples, **sizes):
-    """Windows that an encoder can read; see `check_windows` and `span_features`."""
-    check_windows(backbone, tokenizer, **sizes)
-    return span_features(tokenizer, examples, **sizes)
+    return span_features(tokenizer, examples, sequence_length=sequence_length, **sizes)
 
 
 def _logits(model, features, batch_size):

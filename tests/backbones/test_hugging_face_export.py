@@ -341,7 +341,11 @@ def test_classifier_is_computed_from_the_saved_head(name, tmp_path):
         x = x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"]
         x = activation(x) if i + 1 < len(layers) else x
     np.testing.assert_allclose(
-        x, classifier.predict(inputs, verbose=0), rtol=1e-5, atol=3e-5
+        # As the backbone above: a compiled one adds in another order.
+        x,
+        keras.ops.convert_to_numpy(classifier(inputs)),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
