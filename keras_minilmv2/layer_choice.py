@@ -28,7 +28,7 @@ from keras_minilmv2.grid_runs import (
     sha256,
     visible_names,
 )
-from keras_minilmv2.report import describe, hardware, model_name
+from keras_minilmv2.report import beginning, describe, hardware, model_name
 from keras_minilmv2.runs import (
     NUM_PROJECTION_EXAMPLES,
     held_out_batches,
@@ -318,7 +318,7 @@ def _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs
     tokens = recipe.total_steps * recipe.batch_size * recipe.sequence_length
     facts = [
         ["teacher", f"{recipe.teacher}, {describe(teacher)}"],
-        ["student begins from", recipe.student_initialization],
+        ["student begins from", beginning(recipe)],
         [
             "distillation of each layer",
             f"{recipe.total_steps:,} updates, {count(tokens)} tokens",

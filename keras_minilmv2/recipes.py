@@ -12,6 +12,7 @@ from pathlib import Path
 from keras_minilmv2.files import replacing_file
 
 OBJECTIVES = ("relations", "attention_values", "hidden_states", "masked_tokens")
+INITIALIZATIONS = ("random", "layers", "projection", "preset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,11 @@ class Recipe:
         student_hidden_dim: int.
         student_intermediate_dim: int.
         student_embedding_dim: int or None. For ALBERT and ELECTRA.
-        student_initialization: `"random"`, `"layers"` or `"projection"`.
+        student_initialization: `"random"`, `"layers"`, `"projection"` or `"preset"`.
         student_teacher_layers: tuple of int or None. Layers that the student begins
             with.
+        student_preset: str or None. For `"preset"`: a student to go on from, of the
+            shape above; as `teacher`.
         student_dropout: float.
         objective: str. What the student learns: `"relations"`, or, to compare with,
             `"attention_values"` (MiniLM v1), `"hidden_states"` or `"masked_tokens"`
@@ -82,6 +85,7 @@ class Recipe:
     student_embedding_dim: int | None = None
     student_initialization: str = "random"
     student_teacher_layers: tuple[int, ...] | None = None
+    student_preset: str | None = None
     student_dropout: float = 0.1
     # Objective.
     objective: str = "relations"
@@ -156,9 +160,16 @@ class Recipe:
                 "`keep_every` must be a multiple of `evaluate_every`, or None. "
                 f"Received: keep_every={kept}, evaluate_every={self.evaluate_every}."
             )
+        if (self.student_preset is None) == (self.student_initialization == "preset"):
+            raise ValueError(
+                "`student_preset` must be given with student_initialization='preset', "
+                f"and only then. Received: student_preset={self.student_preset!r}, "
+                f"student_initialization={self.student_initialization!r}."
+            )
         for name, known in (
             ("dtype_policy", ("float32", "mixed_bfloat16", "mixed_float16")),
             ("objective", OBJECTIVES),
+            ("student_initialization", INITIALIZATIONS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(

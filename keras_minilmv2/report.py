@@ -125,7 +125,7 @@ def write_report(run):
     ]
     facts = [
         *_objective_facts(recipe),
-        ["student begins from", recipe.student_initialization],
+        ["student begins from", beginning(recipe)],
         ["corpus", ", ".join(recipe.corpus)],
         [
             "steps",
@@ -176,6 +176,11 @@ def run_title(recipe):
     if recipe.objective == "relations":
         return f"{title}, {recipe.num_relation_heads} relation heads"
     return f"{title}, {_LOSSES[recipe.objective][0]}"
+
+
+def beginning(recipe):
+    """What a student begins from, in a word, or the preset it goes on from."""
+    return recipe.student_preset or recipe.student_initialization
 
 
 def _objective_facts(recipe):

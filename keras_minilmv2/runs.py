@@ -27,7 +27,13 @@ from keras_minilmv2.distillation.losses import AttentionValueLoss
 from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
 from keras_minilmv2.files import remove, save_student
 from keras_minilmv2.recipes import load_recipe
-from keras_minilmv2.report import describe, loss_name, run_title, write_report
+from keras_minilmv2.report import (
+    beginning,
+    describe,
+    loss_name,
+    run_title,
+    write_report,
+)
 from keras_minilmv2.seeds import set_seed
 from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor
 from keras_minilmv2.training.checkpoints import Checkpoints
@@ -93,6 +99,7 @@ def check_output_dir(recipe, output_dir, overwrite=False):
         FileExistsError: if it holds a finished run, one of another recipe, or other
             files.
         NotADirectoryError: if it is a file.
+        ValueError: if the teacher, or the student to go on from, lies in it.
     """
     path = Path(output_dir)
     if not path.exists():
@@ -101,6 +108,13 @@ def check_output_dir(recipe, output_dir, overwrite=False):
         raise NotADirectoryError(
             f"`output_dir` must be a directory. Received: output_dir={path}, a file."
         )
+    for name in ("teacher", "student_preset"):
+        preset = getattr(recipe, name)
+        if preset and Path(preset).resolve().is_relative_to(path.resolve()):
+            raise ValueError(
+                f"`{name}` must not lie in `output_dir`, whose files a run replaces. "
+                f"Received: {name}={preset}, output_dir={path}."
+            )
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
     if names and not names & set(OUTPUTS):
         raise FileExistsError(
@@ -237,7 +251,8 @@ def make_student(teacher, recipe, examples=None, initialization=None):
     """
     initialization = initialization or recipe.student_initialization
     projected = initialization == "projection"
-    return student_backbone(
+    inherits = projected or initialization == "layers"
+    student = student_backbone(
         teacher,
         num_layers=recipe.student_num_layers,
         num_heads=recipe.student_num_heads,
@@ -245,15 +260,38 @@ def make_student(teacher, recipe, examples=None, initialization=None):
         intermediate_dim=recipe.student_intermediate_dim,
         embedding_dim=recipe.student_embedding_dim,
         dropout=recipe.student_dropout,
-        initialization=initialization,
-        teacher_layers=(
-            None if initialization == "random" else recipe.student_teacher_layers
-        ),
+        initialization="random" if initialization == "preset" else initialization,
+        teacher_layers=recipe.student_teacher_layers if inherits else None,
         examples=examples if projected else None,
         num_relation_heads=recipe.num_relation_heads if projected else None,
         seed=recipe.seed,
         dtype=recipe.dtype_policy,
     )
+    if initialization == "preset":
+        _go_on_from(recipe.student_preset, student)
+    return student
+
+
+def _go_on_from(preset, student):
+    """Gives a student the weights of a preset of its own shape."""
+    begun = load_backbone(preset)
+    theirs, ours = (_shape(backbone) for backbone in (begun, student))
+    different = [name for name in ours if theirs.get(name) != ours[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"`student_preset` must have the student's {name}, {ours[name]}. "
+            f"Received: student_preset={preset}, {name}={theirs.get(name)}."
+        )
+    student.set_weights(begun.get_weights())
+
+
+def _shape(backbone):
+    """What must be equal for weights to be carried over."""
+    config = backbone.get_config()
+    for name in ("name", "dtype", "trainable", "dropout"):
+        config.pop(name, None)
+    return {"class": type(backbone).__name__, **config}
 
 
 def make_distiller(teacher, student, recipe, tokenizer):
@@ -498,10 +536,7 @@ def _monitor(run, resume, chief, progress_stream, say):
             say(f"Note: {checkpoints.path(step)} is damaged and is left out.")
     say(f"{run_title(recipe)}.")
     say(f"Teacher: {describe(run.teacher)}; layer {recipe.teacher_layer}.")
-    say(
-        f"Student: {describe(run.student)}; begins from "
-        f"{recipe.student_initialization}."
-    )
+    say(f"Student: {describe(run.student)}; begins from {beginning(recipe)}.")
 
     def save(best):
         step = monitor.last_step

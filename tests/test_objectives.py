@@ -1,5 +1,6 @@
 """Runs that a distilled student is compared with, from the command line."""
 
+import csv
 import json
 import os
 import signal
@@ -137,6 +138,52 @@ def test_a_student_before_training_is_written(recipe, teacher_dir, tmp_path, cap
     assert any(
         (a == b).all() for a, b in zip(drawn, trained, strict=True) if a.ndim > 1
     )
+
+
+def held_out_losses(path):
+    with open(path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row["held_out_loss"] for row in rows if row["held_out_loss"]]
+
+
+def go_on_from(path):
+    options = ["student_initialization=preset", f"student_preset={path}"]
+    return [part for option in options for part in ("--set", option)]
+
+
+def test_a_student_is_gone_on_from(recipe, tmp_path, capsys):
+    assert run("distill", recipe, tmp_path / "first") == 0
+    student = tmp_path / "first" / "student"
+    # Its weights are carried over, its dropout is the recipe's.
+    options = [*go_on_from(student), "--set", "student_dropout=0"]
+    assert run("distill", recipe, tmp_path / "second", *options) == 0
+    assert f"begins from {student}" in capsys.readouterr().out
+    first, second = (held_out_losses(tmp_path / name) for name in ("first", "second"))
+    assert second[0] == first[-1]
+    assert float(second[-1]) < float(second[0])
+    backbone = keras_hub.models.Backbone.from_preset(str(tmp_path / "second/student"))
+    assert backbone.dropout == 0
+
+
+def test_a_student_is_gone_on_from_in_another_directory(recipe, tmp_path, capsys):
+    assert run("distill", recipe, tmp_path / "out", "--set", "total_steps=4") == 0
+    before = weights(tmp_path / "out" / "student")
+    options = [*go_on_from(tmp_path / "out" / "student"), "--overwrite"]
+    assert run("distill", recipe, tmp_path / "out", *options) == 2
+    assert "`student_preset` must not lie in `output_dir`" in capsys.readouterr().err
+    after = weights(tmp_path / "out" / "student")
+    assert all((a == b).all() for a, b in zip(before, after, strict=True))
+
+
+def test_a_student_to_go_on_from_has_the_recipes_shape(
+    recipe, teacher_dir, tmp_path, capsys
+):
+    assert run("distill", recipe, tmp_path / "out", *go_on_from(teacher_dir)) == 2
+    assert (
+        "`student_preset` must have the student's num_layers, 2. Received: "
+        f"student_preset={teacher_dir}, num_layers=3." in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_student_is_not_written_over_other_files(recipe, tmp_path, capsys):

@@ -120,6 +120,18 @@ def test_students_are_kept_when_they_are_saved(recipe, steps):
         recipe.override([f"keep_every={steps}", "evaluate_every=1000"])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["student_initialization=preset"],
+        ["student_initialization=random", "student_preset=student"],
+    ],
+)
+def test_a_student_to_go_on_from_is_named_where_one_is_wanted(recipe, changes):
+    with pytest.raises(ValueError, match="`student_preset` must be given with"):
+        recipe.override(changes)
+
+
 def test_whole_numbers_are_floats_too():
     assert Recipe(**{**FIELDS, "weight_decay": 0}).weight_decay == 0.0
 

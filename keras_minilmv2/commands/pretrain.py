@@ -39,7 +39,11 @@ def run(options):
     from keras_minilmv2.recipes import load_recipe
 
     # Without its teacher, whose weights it begins with only if that is asked for.
-    changes = ["student_initialization=random", "student_teacher_layers=none"]
+    changes = [
+        "student_initialization=random",
+        "student_teacher_layers=none",
+        "student_preset=none",
+    ]
     changes += [*options.assignments, "objective=masked_tokens"]
     recipe = load_recipe(options.recipe).override(changes)
     if options.whole_words:
