@@ -264,6 +264,58 @@ def forward(pair, role, through, batches, lengths, seed=0):
     return Work(run)
 
 
+def fine_tune(pair, batch, lengths, through="flat blocks", seed=0):
+    """A step of fine-tuning a student for two classes; keys are lengths.
+
+    Args:
+        pair: str.
+        batch: int.
+        lengths: sequence of int.
+        through: `"flat blocks"`, `"keras-nlp's blocks"`, or `"train_on_batch"` of the
+            keras-nlp model.
+        seed: int.
+    """
+    from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
+    from keras_minilmv2.evaluation.classifiers import text_classifier
+    from keras_minilmv2.evaluation.fine_tuning import training_step
+    from keras_minilmv2.training.schedule import adamw
+
+    pair = PAIRS[pair]
+    model = text_classifier(backbone(pair, pair.student), 2, seed)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = adamw(1e-5, warmup_steps=10, total_steps=1_000)
+    if through == "train_on_batch":
+        model.compile(optimizer, loss)
+
+        def step(*batch):
+            return np.ravel(model.train_on_batch(*batch))[0]
+
+    else:
+        if through == "flat blocks":
+            model = with_flat_blocks(model)
+        step = training_step(model, loss, optimizer)
+    generator = np.random.default_rng(seed)
+    width, inner = pair.student.hidden_dim, pair.student.intermediate_dim
+    batches, operations = {}, {}
+    for length in lengths:
+        shape = batch, length
+        # Products alone, forward and twice as much backward.
+        block = 8 * width**2 + 4 * width * inner + 4 * length * width
+        operations[str(length)] = 3 * batch * length * pair.student.num_layers * block
+        inputs = {
+            "token_ids": generator.integers(0, pair.vocabulary_size, shape, "int32"),
+            "padding_mask": np.ones(shape, "int32"),
+        }
+        if "segment_ids" in model.input:
+            inputs["segment_ids"] = np.zeros(shape, "int32")
+        batches[str(length)] = inputs, generator.integers(0, 2, batch)
+
+    def run(length):
+        float(step(*batches[length]))
+
+    return Work(run, {"operations": operations})
+
+
 def load(pair, role, policy, weights, requests, tokens, lengths, seed=0):
     """Requests of one sentence from some clients at once; the key is how many."""
     import tensorflow as tf
@@ -326,4 +378,4 @@ def exported(model, tokenizer, lengths, weights="float32"):
 
 
 if __name__ == "__main__":
-    serve({f.__name__: f for f in (loss, step, matmul, forward, load)})
+    serve({f.__name__: f for f in (loss, step, matmul, forward, fine_tune, load)})

@@ -12,6 +12,7 @@ import keras_hub
 import numpy as np
 
 from keras_minilmv2.backbones.families import uses_segment_ids
+from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
 from keras_minilmv2.backbones.loading import load_tokenizer
 from keras_minilmv2.evaluation.classifiers import (
     text_classifier,
@@ -369,7 +370,7 @@ def _run_cell(setup, cell):
     )
     try:
         losses = train(
-            classifier,
+            with_flat_blocks(classifier),
             task_loss(task),
             optimizer,
             epochs,

@@ -213,6 +213,7 @@ def test_every_command_of_the_results_is_there():
         "train_step.py --paper-batch --policies mixed_bfloat16",
         "train_step.py --largest-batch --policies float32",
         "profile_step.py",
+        "fine_tuning.py",
         "growth.py",
         "inputs.py",
         "inference.py",

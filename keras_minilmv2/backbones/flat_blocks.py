@@ -33,6 +33,29 @@ def can_be_flat(block):
     )
 
 
+def with_flat_blocks(model):
+    """Builds a model of the same weights whose encoder blocks are flat, for training.
+
+    Args:
+        model: a functional Keras model, such as a keras-nlp task model without a
+            preprocessor, around a keras-nlp backbone. It is left as it is. Blocks for
+            which `can_be_flat` is false stay what they are.
+
+    Returns:
+        A functional Keras model of the same inputs and outputs.
+    """
+
+    def share(layer):
+        return with_flat_blocks(layer) if isinstance(layer, keras.Model) else layer
+
+    def call(layer, *args, **kwargs):
+        if can_be_flat(layer):
+            layer = FlatBlocks([layer])
+        return layer(*args, **kwargs)
+
+    return keras.models.clone_model(model, clone_function=share, call_function=call)
+
+
 class FlatBlocks(keras.layers.Layer):
     """Runs encoder blocks, with their own weights, over one matrix of tokens.
 

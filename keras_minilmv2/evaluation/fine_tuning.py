@@ -153,9 +153,6 @@ def task_loss(task):
 def train(model, loss, optimizer, epochs, on_step=None):
     """Trains a model.
 
-    Gradients of embeddings are dense, so that Adam moves every row in every step, as
-    it does in the papers' code.
-
     Args:
         model: Keras model.
         loss: function of targets and outputs, a scalar.
@@ -169,6 +166,37 @@ def train(model, loss, optimizer, epochs, on_step=None):
 
     Raises:
         FloatingPointError: if a loss is not finite.
+    """
+    step, number, means = training_step(model, loss, optimizer), 0, []
+    for epoch in epochs:
+        total, count = 0.0, 0
+        for batch in epoch:
+            number += 1
+            value = float(step(*batch))
+            if not math.isfinite(value):
+                raise FloatingPointError(f"The loss was not finite at step {number}.")
+            size = len(tf.nest.flatten(batch)[0])
+            total, count = total + size * value, count + size
+            if on_step is not None:
+                on_step(number, value)
+        means.append(total / count)
+    return means
+
+
+def training_step(model, loss, optimizer):
+    """One update of a model, as a compiled function.
+
+    Gradients of embeddings are dense, so that Adam moves every row in every step, as
+    it does in the papers' code.
+
+    Args:
+        model: Keras model.
+        loss: function of targets and outputs, a scalar.
+        optimizer: Keras optimizer.
+
+    Returns:
+        Function of inputs and targets that updates the model and returns the loss. It
+        is compiled for the first batch's structure, for all lengths.
     """
     variables = model.trainable_variables
     optimizer.build(variables)
@@ -185,21 +213,14 @@ def train(model, loss, optimizer, epochs, on_step=None):
         update([dense(g, v) for g, v in zip(gradients, variables, strict=True)])
         return value
 
-    compiled, number, means = None, 0, []
-    for epoch in epochs:
-        total, count = 0.0, 0
-        for batch in epoch:
-            compiled = compiled or _graph(step, *batch)
-            number += 1
-            value = float(compiled(*batch))
-            if not math.isfinite(value):
-                raise FloatingPointError(f"The loss was not finite at step {number}.")
-            size = len(tf.nest.flatten(batch)[0])
-            total, count = total + size * value, count + size
-            if on_step is not None:
-                on_step(number, value)
-        means.append(total / count)
-    return means
+    compiled = None
+
+    def run(*batch):
+        nonlocal compiled
+        compiled = compiled or _graph(step, *batch)
+        return compiled(*batch)
+
+    return run
 
 
 def predict(model, encoded, batch_size):

@@ -9,8 +9,13 @@ from families import CLASSES, make_backbone, make_inputs
 from keras_minilmv2.backbones import projections
 from keras_minilmv2.backbones.attention import GatedAttention, replace_attention
 from keras_minilmv2.backbones.elementwise import activate, drop
-from keras_minilmv2.backbones.flat_blocks import FlatBlocks, can_be_flat
+from keras_minilmv2.backbones.flat_blocks import (
+    FlatBlocks,
+    can_be_flat,
+    with_flat_blocks,
+)
 from keras_minilmv2.backbones.projections import block_calls, qkv_model
+from keras_minilmv2.evaluation.classifiers import text_classifier
 
 
 def as_keras_has_it(monkeypatch, backbone, layer):
@@ -25,9 +30,11 @@ def with_gradients(model, inputs, training):
         loss = sum(tf.reduce_sum(tf.cast(x, "float32") ** 2) for x in outputs.values())
     variables = model.trainable_variables
     gradients = tape.gradient(loss, variables)
+    # ELECTRA's classifier does not use the pooler.
     return outputs, {
         v.path: tf.convert_to_tensor(g)
         for v, g in zip(variables, gradients, strict=True)
+        if g is not None
     }
 
 
@@ -65,6 +72,22 @@ def test_the_compiled_activation_has_the_gradients_of_the_plain_one(monkeypatch,
     )
     ours, our_gradients = with_gradients(qkv_model(backbone, 3), inputs, training=True)
     np.testing.assert_allclose(ours["query"], theirs["query"], atol=2e-5)
+    check_gradients(our_gradients, their_gradients)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_classifier_is_the_same_with_flat_blocks(name):
+    classifier = text_classifier(make_backbone(name), num_outputs=3, seed=0)
+    flat = with_flat_blocks(classifier)
+    assert any(isinstance(x, FlatBlocks) for x in flat._flatten_layers())
+    inputs = make_inputs(classifier.backbone)
+    (theirs, their_gradients), (ours, our_gradients) = (
+        with_gradients(
+            keras.Model(model.input, {"logits": model.output}), inputs, training=False
+        )
+        for model in (classifier, flat)
+    )
+    np.testing.assert_allclose(ours["logits"], theirs["logits"], atol=2e-5)
     check_gradients(our_gradients, their_gradients)
 
 
