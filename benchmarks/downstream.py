@@ -1,11 +1,10 @@
 """What students are worth downstream, against the tokens they were distilled on.
 
-    python benchmarks/downstream.py --teacher DIR --corpus DIR --glue DIR \
-        --output-dir out/downstream
+    python benchmarks/downstream.py --corpus DIR --glue DIR --output-dir out/downstream
 
-Distils 3-layer students of a 6-layer teacher, from three ways to begin, and fine-tunes
-all of them alike, with the baselines: an untrained student, the teacher's first layers,
-the layers that a student begins with, and a student of the hidden-state objective.
+Runs `recipes/laptop_l3_h384.py`, from three ways to begin, and fine-tunes all students
+alike, with the baselines: an untrained student, the teacher's first layers, the layers
+that a student begins with, and a student of the hidden-state objective.
 Writes `table.md`, `rows.json` and `curve.png`.
 
 Takes hours: 7,500 steps of 64 x 64 tokens are 30.7M tokens, 1 to 3 hours on 2 cores,
@@ -18,7 +17,7 @@ import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import harness
@@ -32,18 +31,18 @@ from keras_minilmv2.evaluation.classifiers import text_preprocessor
 from keras_minilmv2.evaluation.fine_tuning import encode
 from keras_minilmv2.evaluation.tasks import get_task, load_examples
 from keras_minilmv2.files import replacing_file
-from keras_minilmv2.recipes import Recipe
+from keras_minilmv2.recipes import load_recipe
 from keras_minilmv2.report import hardware
 from keras_minilmv2.tables import count, markdown_table
 
-SEQUENCE_LENGTH, BATCH_SIZE = 64, 64
-BEGINNING = "1,3,6"
+RECIPE = Path(__file__).parents[1] / "recipes" / "laptop_l3_h384.py"
+BEGINNING = ",".join(map(str, load_recipe(RECIPE).student_teacher_layers))
 # Epochs, and training examples where not all of them.
 TASKS = {"stsb": (3, None), "mrpc": (3, None), "sst2": (1, 16_000)}
 TITLES = {"stsb": "STS-B", "mrpc": "MRPC", "sst2": "SST-2"}
 # The papers' rates are for students that have seen far more text.
 LEARNING_RATE = 3e-4
-# Shares of the steps after which a student of the main run is scored.
+# Shares of the steps of a run after which a student is scored too.
 POINTS = (1 / 15, 2 / 15, 1 / 3, 2 / 3)
 # What the other runs change in the recipe.
 OTHERS = {
@@ -78,7 +77,7 @@ class Student:
 def main():
     """Runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name in ("--teacher", "--corpus", "--glue", "--output-dir"):
+    for name in ("--corpus", "--glue", "--output-dir"):
         parser.add_argument(name, required=True, type=Path, metavar="DIR")
     parser.add_argument("--steps", type=int, default=7_500, help="of the main run")
     parser.add_argument("--other-steps", type=int, default=1_000)
@@ -106,8 +105,8 @@ def students(options):
         `Student`; those that only make the curve come last.
     """
     recipe = write_recipe(options)
-    main_run = distilled("main", recipe, [], options.steps, options)
-    *on_the_way, last = kept(main_run)
+    main_run = f"from layers {BEGINNING}"
+    *on_the_way, last = distilled(main_run, recipe, [], options.steps, options)
     yield last
     undistilled = f"layers {BEGINNING}, not distilled"
     for name, arguments in {
@@ -119,77 +118,86 @@ def students(options):
         path = options.output_dir / directory(name)
         if not path.exists():
             run("student", recipe, "--output-dir", path, *arguments)
-        loss = held_out(main_run)[0][1] if name == undistilled else None
+        loss = None
+        if name == undistilled:
+            loss = held_out(options.output_dir / directory(main_run))[0][1]
         yield Student(name, path, loss=loss)
     for name, changes in OTHERS.items():
-        if name in options.without:
-            continue
-        other = distilled(name, recipe, changes, options.other_steps, options)
-        tokens = options.other_steps * BATCH_SIZE * SEQUENCE_LENGTH
-        loss = None if "objective=hidden_states" in changes else held_out(other)[-1][1]
-        yield Student(name, other / "student", tokens, loss)
+        if name not in options.without:
+            *others, last = distilled(
+                name, recipe, changes, options.other_steps, options
+            )
+            on_the_way += others
+            yield last
     yield from on_the_way
 
 
 def write_recipe(options):
     """Prepares the corpus and writes the main run's recipe; returns its path."""
+    recipe = load_recipe(RECIPE)
     prepared = options.output_dir / "prepared"
     if not prepared.exists():
         run(
-            *("prepare", options.corpus, "--tokenizer", options.teacher),
-            *("--sequence-length", SEQUENCE_LENGTH, "--output-dir", prepared),
+            *("prepare", options.corpus, "--tokenizer", recipe.teacher),
+            *("--sequence-length", recipe.sequence_length, "--output-dir", prepared),
         )
     path = options.output_dir / "recipe.json"
-    teacher = load_backbone(str(options.teacher))
-    every = max(1, options.steps // 75)
-    Recipe(
-        teacher=str(options.teacher),
-        teacher_layer=6,
-        student_num_layers=3,
-        student_num_heads=teacher.num_heads,
-        student_hidden_dim=teacher.hidden_dim,
-        student_intermediate_dim=teacher.intermediate_dim,
-        student_initialization="layers",
-        student_teacher_layers=tuple(map(int, BEGINNING.split(","))),
-        num_relation_heads=teacher.hidden_dim // 8,
+    replace(
+        recipe,
         corpus=(str(prepared),),
-        sequence_length=SEQUENCE_LENGTH,
-        batch_size=BATCH_SIZE,
-        held_out_examples=128,
-        peak_learning_rate=6e-4,
-        warmup_steps=min(150, options.steps // 10),
-        total_steps=options.steps,
-        evaluate_every=every,
-        keep_every=5 * every,
-        checkpoint_every=every,
         dtype_policy=options.dtype_policy,
+        **run_settings(options.steps),
     ).save(path)
     return path
 
 
+def run_settings(steps):
+    """Fields that depend on the length of a run; `keep_every` gives `POINTS`."""
+    every = max(1, steps // 75)
+    return {
+        "total_steps": steps,
+        "warmup_steps": min(150, steps // 10),
+        "evaluate_every": every,
+        "checkpoint_every": every,
+        "keep_every": min(5 * every, steps),
+    }
+
+
 def distilled(name, recipe, changes, steps, options):
-    """Distils, unless it was done; returns the run's directory."""
+    """Distils, unless it was done.
+
+    Returns:
+        list of `Student`: those on the way, for STS-B alone, and the last.
+    """
     path = options.output_dir / directory(name)
     if not (path / "report.md").exists():
-        settings = [*changes, f"total_steps={steps}"]
-        if steps != options.steps:
-            settings.append("keep_every=none")
-        sets = [part for setting in settings for part in ("--set", setting)]
+        settings = [f"{key}={value}" for key, value in run_settings(steps).items()]
+        sets = [part for one in (*settings, *changes) for part in ("--set", one)]
         run("distill", recipe, "--output-dir", path, *sets)
-    return path
-
-
-def kept(path):
-    """Students of the main run: on the way, and the last."""
-    per_step = BATCH_SIZE * SEQUENCE_LENGTH
     losses = dict(held_out(path))
-    name = f"from layers {BEGINNING}"
     last = max(losses)
-    steps = {int(kept.name[len("step-") :]): kept for kept in (path / "kept").iterdir()}
-    steps.pop(last, None)
-    for step in sorted({min(steps, key=lambda s: abs(s - p * last)) for p in POINTS}):
-        yield Student(name, steps[step], step * per_step, losses[step], ("stsb",))
-    yield Student(name, path / "student", last * per_step, losses[last])
+    kept = {int(one.name[len("step-") :]): one for one in (path / "kept").iterdir()}
+    kept.pop(last, None)
+    chosen = {min(kept, key=lambda s: abs(s - p * last)) for p in POINTS if kept}
+    presets = {step: kept[step] for step in sorted(chosen)} | {last: path / "student"}
+    per_step = tokens_per_step(recipe)
+    compares = "objective=hidden_states" not in changes
+    return [
+        Student(
+            name,
+            preset,
+            step * per_step,
+            losses[step] if compares else None,
+            tuple(TASKS) if step == last else ("stsb",),
+        )
+        for step, preset in presets.items()
+    ]
+
+
+def tokens_per_step(recipe):
+    """Tokens of an update of a recipe file."""
+    recipe = load_recipe(recipe)
+    return recipe.batch_size * recipe.sequence_length
 
 
 def held_out(path):

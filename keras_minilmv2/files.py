@@ -73,6 +73,28 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
+def check_outside(argument, preset, output_dir):
+    """Raises if a run would replace what it reads.
+
+    Args:
+        argument: str, the name of what is read.
+        preset: str or path of a directory; anything else, such as the name of a
+            preset, is let through.
+        output_dir: path of the directory whose files the run replaces.
+
+    Raises:
+        ValueError: if the one lies in the other.
+    """
+    if not isinstance(preset, str | os.PathLike):
+        return
+    path = Path(preset).expanduser()
+    if path.exists() and path.resolve().is_relative_to(output_dir.resolve()):
+        raise ValueError(
+            f"`{argument}` must not lie in `output_dir`, whose files a run replaces. "
+            f"Received: {argument}={preset}, output_dir={output_dir}."
+        )
+
+
 def save_student(student, tokenizer, path, overwrite=True):
     """Saves a student as a keras-nlp preset directory, its tokenizer beside it.
 

@@ -34,7 +34,7 @@ from keras_minilmv2.evaluation.tasks import (
     load_examples,
     write_predictions,
 )
-from keras_minilmv2.files import replacing_directory
+from keras_minilmv2.files import check_outside, replacing_directory
 from keras_minilmv2.fine_tuning_report import write_report
 from keras_minilmv2.grid_runs import (
     as_values,
@@ -203,6 +203,7 @@ def fine_tune(
     batch_size = task.batch_size if batch_size is None else batch_size
     check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
     check_directory(output_dir)
+    check_outside("model", model, output_dir)
     backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
     preprocessor = text_preprocessor(
         backbone,

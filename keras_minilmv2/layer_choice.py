@@ -25,6 +25,7 @@ from keras_minilmv2.fine_tuning_runs import fine_tune
 from keras_minilmv2.grid_runs import (
     NoFiniteLossError,
     as_values,
+    read_json,
     sha256,
     visible_names,
 )
@@ -96,7 +97,8 @@ def choose_layer(
 
     Args:
         recipe: `Recipe`. Its `total_steps` are the budget of each layer;
-            `teacher_layer` is not used.
+            `teacher_layer` is not used. All students are trained side by side on one
+            device: take a batch of a size that fits.
         output_dir: str or path. Made if missing.
         task: str, a name in `evaluation.tasks.TASKS`, or a `Task`.
         layers: sequence of int, from 1. Defaults to the upper half of the teacher's.
@@ -123,6 +125,16 @@ def choose_layer(
             "`objective` must be relations to choose a layer. "
             f"Received: objective={recipe.objective!r}."
         )
+    for name, known in (
+        ("accumulation_steps", (1,)),
+        ("strategy", ("auto", "one_device")),
+    ):
+        if getattr(recipe, name) not in known:
+            raise ValueError(
+                f"`{name}` must be {' or '.join(map(str, known))} to choose a layer, "
+                "which trains all students on one device. "
+                f"Received: {name}={getattr(recipe, name)!r}."
+            )
     set_seed(recipe.seed)
     teacher, tokenizer = load_teacher(recipe)
     depth = len(block_calls(teacher))
@@ -232,8 +244,8 @@ def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
     settings = json.loads(json.dumps(settings))
     path = output_dir / "settings.json"
     if path.is_file():
-        known = json.loads(path.read_text())
-        if known["settings"] == settings:
+        known = read_json(path)
+        if known.get("settings") == settings:
             say(f"Goes on with the students in {output_dir}.")
             return known["losses"]
         raise FileExistsError(

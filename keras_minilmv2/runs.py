@@ -25,7 +25,7 @@ from keras_minilmv2.distillation.distiller import RelationDistiller
 from keras_minilmv2.distillation.hidden_states import HiddenStateDistiller
 from keras_minilmv2.distillation.losses import AttentionValueLoss
 from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
-from keras_minilmv2.files import remove, save_student
+from keras_minilmv2.files import check_outside, remove, save_student
 from keras_minilmv2.recipes import load_recipe
 from keras_minilmv2.report import (
     beginning,
@@ -109,12 +109,7 @@ def check_output_dir(recipe, output_dir, overwrite=False):
             f"`output_dir` must be a directory. Received: output_dir={path}, a file."
         )
     for name in ("teacher", "student_preset"):
-        preset = getattr(recipe, name)
-        if preset and Path(preset).resolve().is_relative_to(path.resolve()):
-            raise ValueError(
-                f"`{name}` must not lie in `output_dir`, whose files a run replaces. "
-                f"Received: {name}={preset}, output_dir={path}."
-            )
+        check_outside(name, getattr(recipe, name), path)
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
     if names and not names & set(OUTPUTS):
         raise FileExistsError(
@@ -230,6 +225,13 @@ def load_teacher(recipe):
     teacher = load_backbone(recipe.teacher, dtype=recipe.dtype_policy)
     tokenizer = load_tokenizer(recipe.teacher)
     check_tokenizer(teacher, tokenizer)
+    if recipe.student_preset is not None:
+        theirs = load_tokenizer(recipe.student_preset)
+        if list(theirs.get_vocabulary()) != list(tokenizer.get_vocabulary()):
+            raise ValueError(
+                "`student_preset` must have the teacher's vocabulary. "
+                f"Received: student_preset={recipe.student_preset}."
+            )
     check_layer("teacher_layer", recipe.teacher_layer, len(block_calls(teacher)))
     if not 3 <= recipe.sequence_length <= teacher.max_sequence_length:
         raise ValueError(
@@ -274,6 +276,8 @@ def make_student(teacher, recipe, examples=None, initialization=None):
 
 def _go_on_from(preset, student):
     """Gives a student the weights of a preset of its own shape."""
+    # What the preset has no weights for is drawn: the same each time.
+    set_seed(0)
     begun = load_backbone(preset)
     theirs, ours = (_shape(backbone) for backbone in (begun, student))
     different = [name for name in ours if theirs.get(name) != ours[name]]

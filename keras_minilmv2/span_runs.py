@@ -27,7 +27,7 @@ from keras_minilmv2.evaluation.span_model import (
     model_features,
     save_span_model,
 )
-from keras_minilmv2.files import replacing_directory, replacing_file
+from keras_minilmv2.files import check_outside, replacing_directory, replacing_file
 from keras_minilmv2.grid_runs import (
     as_values,
     begin,
@@ -219,6 +219,7 @@ def fine_tune_on_squad(
         as_values(seed, 0),
     )
     check_directory(output_dir)
+    check_outside("model", model, output_dir)
     batch_size = task.batch_size if batch_size is None else batch_size
     check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
     check_counts(num_dev_examples=num_dev_examples)
@@ -226,15 +227,17 @@ def fine_tune_on_squad(
     data = {"tfds_data_dir": tfds_data_dir, "strict": strict}
     train_examples = load_span_examples(task.dataset, "train", data_dir, **data)
     dev_examples = load_span_examples(task.dataset, "dev", data_dir, **data)
-    misplaced = num_misplaced(train_examples)
     train_examples = _some(train_examples, num_train_examples)
+    misplaced = num_misplaced(train_examples)
     dev_examples = _some(dev_examples, num_dev_examples)
     if sequence_length is None:
         sequence_length = min(task.sequence_length, backbone.max_sequence_length)
     # The papers' for their lengths; shorter windows need room for a context too.
+    if doc_stride is None:
+        doc_stride = min(task.doc_stride, sequence_length // 3)
     sizes = {
         "sequence_length": sequence_length,
-        "doc_stride": doc_stride or min(task.doc_stride, sequence_length // 3),
+        "doc_stride": doc_stride,
         "max_question_length": min(task.max_question_length, sequence_length // 4),
     }
     features = model_features(backbone, tokenizer, train_examples, **sizes)
@@ -251,6 +254,7 @@ def fine_tune_on_squad(
         ),
         "num_train_examples": len(train_examples),
         "num_dev_examples": len(dev_examples),
+        "num_left_out": misplaced,
         "batch_size": batch_size,
         **sizes,
         "warmup_fraction": warmup_fraction,
@@ -385,6 +389,11 @@ def evaluate_on_questions(
     check_counts(num_examples=num_examples)
     if output_dir is not None:
         check_evaluation_dir(Path(output_dir), overwrite)
+    if languages is not None and task != MLQA:
+        raise ValueError(
+            f"`languages` must be left out for another task than {MLQA}. "
+            f"Received: languages={languages}, task={task!r}."
+        )
     if task == MLQA:
         datasets = _mlqa(languages, split, data_dir, tfds_data_dir)
         title = "MLQA"
@@ -513,6 +522,7 @@ def _write_answers(output_dir, scores, task, cell=None):
         for language, evaluation in scores.evaluations.items():
             name = "-".join(filter(None, (scores.split, language)))
             write_json(fresh / f"{name}.json", evaluation.predictions)
+            write_json(fresh / f"{name}-nbest.json", evaluation.nbest)
             if "best_f1" in evaluation.metrics:
                 write_json(fresh / f"{name}-null_odds.json", evaluation.null_odds)
                 write_json(fresh / f"{name}-not_blanked.json", evaluation.answers)
@@ -542,7 +552,11 @@ def _write_report(output_dir, task, scores, results, cell, settings, backbone):
         parts += grid_parts(results, cell, task.main_metric, "dev")
     facts = [
         ["model", f"{settings['model']}, {describe(backbone)}"],
-        ["training questions", f"{settings['num_train_examples']:,}"],
+        [
+            "training questions",
+            f"{settings['num_train_examples']:,}; answers that do not stand in their "
+            f"context, left out: {settings['num_left_out']:,}",
+        ],
         ["data", settings["data_dir"] or "TFDS"],
         [
             "learning rate, epochs, seed",

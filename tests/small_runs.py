@@ -5,6 +5,8 @@ import numpy as np
 
 from keras_minilmv2.recipes import Recipe
 
+# Recipes whose teacher is in a package.
+PACKAGED = ("demo", "laptop_l3_h384")
 WORDS = ["the", "a", "of", "and", "to", "in", "is", "it", "was", "he", "she", "they"]
 WORDS += ["sea", "ship", "wind", "night", "day", "king"]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from keras_minilmv2.files import replacing_directory, replacing_file
+from keras_minilmv2.files import check_outside, replacing_directory, replacing_file
 from keras_minilmv2.tables import count, markdown_table, megabytes
 
 
@@ -47,6 +47,20 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path):
             (fresh / name).write_text(name)
     assert names(path) == ["new.txt"]
     assert names(tmp_path) == ["output"]
+
+
+def test_what_is_read_lies_outside_of_what_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "out" / "student").mkdir(parents=True)
+    (tmp_path / "teacher").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for preset in ("out/student", "~/out/student", tmp_path / "out"):
+        with pytest.raises(ValueError, match="`model` must not lie in `output_dir`"):
+            check_outside("model", preset, tmp_path / "out")
+    # A name is no path, though it may look like one of a file here.
+    for preset in ("teacher", "bert_base_en_uncased", "hf://someone/model", object()):
+        check_outside("model", preset, tmp_path / "out")
+    check_outside("model", "bert_base_en_uncased", tmp_path)
 
 
 def test_numbers_read_well():

@@ -462,3 +462,7 @@ def test_another_run_is_replaced_only_when_asked(model, data, single, tmp_path):
     run(model, data, tmp_path, batch_size=8, overwrite=True)
     assert json.loads((tmp_path / "settings.json").read_text())["batch_size"] == 8
     assert (tmp_path / "mine.txt").read_text() == "kept"
+    # Its own model is not replaced by what is made of it.
+    with pytest.raises(ValueError, match="`model` must not lie in `output_dir`"):
+        run(tmp_path / "model", data, tmp_path, overwrite=True)
+    assert (tmp_path / "model" / "model.weights.h5").is_file()

@@ -139,6 +139,24 @@ def test_layers_that_are_not_there_are_refused(recipe, data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("setting", ["accumulation_steps=2", "strategy=mirrored"])
+def test_settings_of_other_devices_are_refused(recipe, data, tmp_path, capsys, setting):
+    arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]
+    arguments += ["--output-dir", str(tmp_path / "out"), "--set", setting]
+    assert cli.main(arguments) == 2
+    assert "to choose a layer, which trains all" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_run_is_no_trial(recipe, data, tmp_path, capsys):
+    # As `finetune` leaves it.
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.json").write_text('{"task": "sst2"}')
+    arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]
+    assert cli.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    assert "must not hold a trial of other settings" in capsys.readouterr().err
+
+
 def test_the_best_is_the_best_on_average():
     trials = [
         LayerTrial(1, 1.0, 0.5, (0.5, 0.9)),

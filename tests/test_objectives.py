@@ -186,6 +186,19 @@ def test_a_student_to_go_on_from_has_the_recipes_shape(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_student_to_go_on_from_has_the_teachers_vocabulary(
+    recipe, teacher_dir, tmp_path, capsys
+):
+    assert run("student", recipe, tmp_path / "other") == 0
+    path = tmp_path / "other" / "assets" / "tokenizer" / "vocabulary.txt"
+    pieces = path.read_text().splitlines()
+    path.write_text("\n".join([*pieces[:-2], pieces[-1], pieces[-2]]))
+    options = go_on_from(tmp_path / "other")
+    assert run("distill", recipe, tmp_path / "out", *options) == 2
+    assert "`student_preset` must have the teacher's v" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_student_is_not_written_over_other_files(recipe, tmp_path, capsys):
     assert run("student", recipe, tmp_path) == 2
     assert "`output_dir` must be empty or new" in capsys.readouterr().err

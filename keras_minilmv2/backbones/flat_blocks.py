@@ -42,7 +42,7 @@ def with_flat_blocks(model):
             which `can_be_flat` is false stay what they are.
 
     Returns:
-        A functional Keras model of the same inputs and outputs.
+        A functional Keras model of the same inputs and outputs, not compiled.
     """
 
     def share(layer):
@@ -53,6 +53,8 @@ def with_flat_blocks(model):
             layer = FlatBlocks([layer])
         return layer(*args, **kwargs)
 
+    # A clone of a compiled model would be compiled, with moments that nobody uses.
+    model = keras.Model(model.input, model.output)
     return keras.models.clone_model(model, clone_function=share, call_function=call)
 
 

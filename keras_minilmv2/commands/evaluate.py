@@ -1,6 +1,10 @@
 """`keras-minilmv2 evaluate`."""
 
-from keras_minilmv2.commands.parsing import add_command, add_overwrite
+from keras_minilmv2.commands.parsing import (
+    add_command,
+    add_overwrite,
+    check_not_given,
+)
 
 
 def add(commands):
@@ -14,7 +18,8 @@ def add(commands):
   keras-minilmv2 evaluate out/sst2 --data-dir glue_data
   keras-minilmv2 evaluate out/sst2 --data-dir glue_data --split test \\
       --output-dir out/sst2_test
-  keras-minilmv2 evaluate out/squad1 --task mlqa --data-dir MLQA_V1""",
+  keras-minilmv2 evaluate out/squad1 --task mlqa --data-dir MLQA_V1 \\
+      --languages en de""",
     )
     command.add_argument("model", help="a directory that finetune wrote")
     command.add_argument(
@@ -26,6 +31,18 @@ def add(commands):
     )
     command.add_argument("--tfds-data-dir", metavar="DIR")
     command.add_argument("--output-dir", metavar="DIR")
+    command.add_argument(
+        "--languages",
+        nargs="+",
+        metavar="CODE",
+        help="of mlqa; default: all that there are files of",
+    )
+    command.add_argument(
+        "--num-examples",
+        type=int,
+        metavar="N",
+        help="of squad1, squad2 and mlqa: so many questions, drawn once; default: all",
+    )
     add_overwrite(command, "the evaluation that the output directory holds")
 
 
@@ -42,7 +59,14 @@ def run(options):
     }
     if options.split is not None:
         settings["split"] = options.split
-    evaluate = evaluate_model
+    of_questions = {
+        "languages": options.languages,
+        "num_examples": options.num_examples,
+    }
     if span_model_dir(options.model) is not None:
+        settings |= of_questions
         evaluate = evaluate_on_questions
+    else:
+        check_not_given(of_questions, ["squad1", "squad2", "mlqa"], options.task)
+        evaluate = evaluate_model
     print(evaluate(options.model, options.task, **settings))

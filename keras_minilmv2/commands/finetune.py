@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-from keras_minilmv2.commands.parsing import add_command, add_overwrite
+from keras_minilmv2.commands.parsing import (
+    add_command,
+    add_overwrite,
+    check_not_given,
+)
 
 
 def add(commands):
@@ -42,6 +46,12 @@ def add(commands):
     command.add_argument("--batch-size", type=int, metavar="N")
     command.add_argument("--sequence-length", type=int, metavar="TOKENS")
     command.add_argument(
+        "--doc-stride",
+        type=int,
+        metavar="TOKENS",
+        help="of SQuAD: from one window of a context to the next; default: 128",
+    )
+    command.add_argument(
         "--num-train-examples", type=int, metavar="N", help="default: all"
     )
     command.add_argument(
@@ -73,15 +83,12 @@ def run(options):
         "dtype_policy": options.dtype_policy,
         "overwrite": options.overwrite,
     }
+    of_squad = {"strict": options.strict, "doc_stride": options.doc_stride}
     if options.task in SPAN_TASKS:
-        settings["strict"] = options.strict
+        settings |= of_squad
         run_of_task = fine_tune_on_squad
-    elif options.strict:
-        raise ValueError(
-            f"`--strict` is of {' and '.join(SPAN_TASKS)}. "
-            f"Received: --strict with --task {options.task}."
-        )
     else:
+        check_not_given(of_squad, SPAN_TASKS, options.task)
         run_of_task = fine_tune
     run_of_task(options.model, options.task, options.output_dir, **settings)
     directory = Path(options.output_dir)

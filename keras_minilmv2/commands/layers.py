@@ -13,7 +13,7 @@ def add(commands):
         """
   keras-minilmv2 layers recipes/bert_large_l6_h384.py --task sst2 \\
       --data-dir glue_data --layers 18 19 20 21 22 23 24 --steps 5000 \\
-      --output-dir out/layers
+      --set batch_size=32 --set sequence_length=128 --output-dir out/layers
   keras-minilmv2 layers recipes/demo.py --task mrpc --set corpus=my_texts \\
       --output-dir out/layers""",
     )

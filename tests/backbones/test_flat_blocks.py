@@ -80,6 +80,8 @@ def test_a_classifier_is_the_same_with_flat_blocks(name):
     classifier = text_classifier(make_backbone(name), num_outputs=3, seed=0)
     flat = with_flat_blocks(classifier)
     assert any(isinstance(x, FlatBlocks) for x in flat._flatten_layers())
+    # As the classifier is; moments that nobody uses would take memory.
+    assert not flat.compiled
     inputs = make_inputs(classifier.backbone)
     (theirs, their_gradients), (ours, our_gradients) = (
         with_gradients(
