@@ -1,4 +1,4 @@
-# `make demo` and `make test` need python3 (3.11 or later) with pip, and nothing else.
+# `make demo` and `make test` need python3 (3.11 to 3.13) with pip, and nothing else.
 
 PYTHON ?= python3
 BIN := .venv/bin

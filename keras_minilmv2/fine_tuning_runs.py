@@ -41,8 +41,8 @@ from keras_minilmv2.grid_runs import (
     begin,
     check_directory,
     check_evaluation_dir,
-    check_numbers,
     check_room,
+    check_settings,
     check_some_finished,
     load_model,
     percent,
@@ -52,7 +52,7 @@ from keras_minilmv2.grid_runs import (
     write_json,
     writing,
 )
-from keras_minilmv2.report import describe
+from keras_minilmv2.report import describe, hardware
 from keras_minilmv2.training.callbacks import ProgressLine
 from keras_minilmv2.training.schedule import adamw
 
@@ -99,6 +99,10 @@ class Evaluation:
 
     def __str__(self):
         where = f"{self.task.title} {self.split}, {len(self.examples):,} examples"
+        if self.examples.num_broken:
+            where += (
+                f" ({self.examples.num_broken:,} rows with too few columns left out)"
+            )
         if self.metrics is None:
             return f"{where}: no labels"
         values = (f"{name} {percent(v)}" for name, v in self.metrics.items())
@@ -201,7 +205,9 @@ def fine_tune(
         as_values(seed, 0),
     )
     batch_size = task.batch_size if batch_size is None else batch_size
-    check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
+    check_settings(
+        batch_size, num_train_examples, warmup_fraction, weight_decay, dtype_policy
+    )
     check_directory(output_dir)
     check_outside("model", model, output_dir)
     backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
@@ -213,7 +219,13 @@ def fine_tune(
     data = {"data_dir": data_dir, "tfds_data_dir": tfds_data_dir}
     train_examples = load_examples(task, "train", **data)
     train_examples = _some(train_examples, num_train_examples)
-    dev_examples = load_examples(task, task.dev_split, **data)
+    dev_splits = {
+        split: load_examples(task, split, **data)
+        for split in task.splits
+        if split == task.dev_split
+        or (split.startswith("dev") and has_split(task, split, data_dir))
+    }
+    dev_examples = dev_splits[task.dev_split]
     setup = _Setup(
         task=task,
         backbone=backbone,
@@ -233,7 +245,7 @@ def fine_tune(
     begin(output_dir, settings, finished, cells, overwrite)
     say(
         f"{describe(backbone)}; {task.title}: {len(train_examples):,} training "
-        f"examples, {len(dev_examples):,} of {task.dev_split}."
+        f"examples, {len(dev_examples):,} of {task.dev_split}; on {hardware()}."
     )
     results = run_cells(
         output_dir,
@@ -247,9 +259,8 @@ def fine_tune(
     best = check_some_finished(results)
     saved = _load_classifier(output_dir / "model")
     evaluations = {
-        split: _evaluate(saved, task, split, load_examples(task, split, **data))
-        for split in task.splits
-        if split.startswith("dev") and has_split(task, split, data_dir)
+        split: _evaluate(saved, task, split, examples)
+        for split, examples in dev_splits.items()
     }
     run = FineTuning(task, output_dir, best, results, evaluations)
     with writing(output_dir):

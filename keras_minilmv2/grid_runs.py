@@ -14,6 +14,7 @@ from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.grid import Cell, best_cell, best_summary, summaries
 from keras_minilmv2.files import remove, replacing_file
+from keras_minilmv2.recipes import DTYPE_POLICIES
 from keras_minilmv2.seeds import set_seed
 from keras_minilmv2.tables import markdown_table
 from keras_minilmv2.training.callbacks import clock
@@ -44,8 +45,10 @@ def as_values(given, default):
     return tuple(value) if isinstance(value, list | tuple | range) else (value,)
 
 
-def check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay):
-    """Raises unless the numbers of a run are in their ranges."""
+def check_settings(
+    batch_size, num_train_examples, warmup_fraction, weight_decay, dtype_policy
+):
+    """Raises unless the settings of a run are in their ranges."""
     check_counts(batch_size=batch_size, num_train_examples=num_train_examples)
     if not 0 <= warmup_fraction < 1:
         raise ValueError(
@@ -55,6 +58,11 @@ def check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
     if not weight_decay >= 0:
         raise ValueError(
             f"`weight_decay` must be at least 0. Received: weight_decay={weight_decay}."
+        )
+    if dtype_policy not in DTYPE_POLICIES:
+        raise ValueError(
+            f"`dtype_policy` must be one of {', '.join(DTYPE_POLICIES)}. "
+            f"Received: dtype_policy={dtype_policy!r}."
         )
 
 
@@ -86,10 +94,7 @@ def load_model(model, tokenizer, dtype_policy):
 
 def check_directory(path):
     """Raises unless a path is free for a directory, or holds outputs of a run."""
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(
-            f"`output_dir` must be a directory. Received: output_dir={path}, a file."
-        )
+    check_no_file(path)
     names = visible_names(path)
     if names and "settings.json" not in names:
         raise FileExistsError(
@@ -98,8 +103,17 @@ def check_directory(path):
         )
 
 
+def check_no_file(path):
+    """Raises if a path that a directory is wanted at is that of a file."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(
+            f"`output_dir` must be a directory. Received: output_dir={path}, a file."
+        )
+
+
 def check_evaluation_dir(path, overwrite):
     """Raises unless a directory is free, or holds another evaluation."""
+    check_no_file(path)
     names = visible_names(path)
     if names and not (overwrite and set(names) <= {"metrics.json", "predictions"}):
         raise FileExistsError(

@@ -25,9 +25,11 @@ from keras_minilmv2.fine_tuning_runs import fine_tune
 from keras_minilmv2.grid_runs import (
     NoFiniteLossError,
     as_values,
+    check_no_file,
     read_json,
     sha256,
     visible_names,
+    writing,
 )
 from keras_minilmv2.report import beginning, describe, hardware, model_name
 from keras_minilmv2.runs import (
@@ -252,9 +254,10 @@ def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
             "`output_dir` must not hold a trial of other settings. "
             f"Received: output_dir={output_dir}."
         )
+    check_no_file(output_dir)
     names = visible_names(output_dir)
     # What a run that ended before it wrote its settings has left.
-    left = {path.parent.name for path in output_dir.glob("layer_*/student")}
+    left = {path.name for path in output_dir.glob("layer_*")}
     if set(names) - {"prepared"} - left:
         raise FileExistsError(
             "`output_dir` must be empty or new. "
@@ -274,6 +277,11 @@ def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
             recipe.relation_weights,
             lambda: recipe_optimizer(recipe),
         )
+        directories = {layer: output_dir / f"layer_{layer}" for layer in layers}
+        # What cannot be written shows before hours are spent.
+        with writing(output_dir):
+            for directory in directories.values():
+                directory.mkdir(parents=True, exist_ok=True)
         say(
             f"Teacher: {describe(teacher)}; layers {', '.join(map(str, layers))}, "
             f"{recipe.total_steps:,} updates each."
@@ -307,9 +315,7 @@ def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
             )
     losses = {str(layer): [before[layer], after[layer]] for layer in layers}
     for layer, distiller in candidates.distillers.items():
-        directory = output_dir / f"layer_{layer}"
-        directory.mkdir(parents=True, exist_ok=True)
-        save_student(distiller.student, tokenizer, directory / "student")
+        save_student(distiller.student, tokenizer, directories[layer] / "student")
     with replacing_file(path) as temporary:
         temporary.write_text(
             json.dumps({"settings": settings, "losses": losses}, indent=2) + "\n"

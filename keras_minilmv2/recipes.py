@@ -12,6 +12,7 @@ from pathlib import Path
 from keras_minilmv2.files import replacing_file
 
 OBJECTIVES = ("relations", "attention_values", "hidden_states", "masked_tokens")
+DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 INITIALIZATIONS = ("random", "layers", "projection", "preset")
 
 
@@ -167,7 +168,7 @@ class Recipe:
                 f"student_initialization={self.student_initialization!r}."
             )
         for name, known in (
-            ("dtype_policy", ("float32", "mixed_bfloat16", "mixed_float16")),
+            ("dtype_policy", DTYPE_POLICIES),
             ("objective", OBJECTIVES),
             ("student_initialization", INITIALIZATIONS),
         ):

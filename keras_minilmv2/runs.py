@@ -30,6 +30,7 @@ from keras_minilmv2.recipes import load_recipe
 from keras_minilmv2.report import (
     beginning,
     describe,
+    hardware,
     loss_name,
     run_title,
     write_report,
@@ -349,7 +350,7 @@ def write_student(recipe, output_dir, truncated_teacher=False):
     """Writes a recipe's student before any training, as a keras-nlp preset.
 
     Args:
-        recipe: `Recipe` whose student begins from `"random"` or `"layers"`.
+        recipe: `Recipe` whose student does not begin from `"projection"`.
         output_dir: str or path. Empty or new.
         truncated_teacher: bool. The teacher's own first layers instead, as many as
             the student has.
@@ -368,8 +369,8 @@ def write_student(recipe, output_dir, truncated_teacher=False):
         )
     if recipe.student_initialization == "projection" and not truncated_teacher:
         raise ValueError(
-            "`student_initialization` must be random or layers for a student that is "
-            "not trained. Received: student_initialization='projection'."
+            "`student_initialization` must be random, layers or preset for a student "
+            "that is not trained. Received: student_initialization='projection'."
         )
     teacher, tokenizer = load_teacher(recipe)
     if truncated_teacher:
@@ -541,6 +542,7 @@ def _monitor(run, resume, chief, progress_stream, say):
     say(f"{run_title(recipe)}.")
     say(f"Teacher: {describe(run.teacher)}; layer {recipe.teacher_layer}.")
     say(f"Student: {describe(run.student)}; begins from {beginning(recipe)}.")
+    say(f"Runs on {hardware()}.")
 
     def save(best):
         step = monitor.last_step

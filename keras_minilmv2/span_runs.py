@@ -34,8 +34,8 @@ from keras_minilmv2.grid_runs import (
     check_counts,
     check_directory,
     check_evaluation_dir,
-    check_numbers,
     check_room,
+    check_settings,
     check_some_finished,
     grid_parts,
     load_model,
@@ -198,7 +198,7 @@ def fine_tune_on_squad(
             float32.
         tfds_data_dir: str or path. Where TFDS keeps its data.
         strict: bool. Whether an answer that does not stand in its context is an error;
-            else such answers are counted and left out.
+            else such answers are counted, and left out of training.
         overwrite: bool. Whether to replace another run's outputs.
         progress_stream: text stream of the progress line. Defaults to standard error.
         say: function that is called with each line of information.
@@ -221,12 +221,15 @@ def fine_tune_on_squad(
     check_directory(output_dir)
     check_outside("model", model, output_dir)
     batch_size = task.batch_size if batch_size is None else batch_size
-    check_numbers(batch_size, num_train_examples, warmup_fraction, weight_decay)
-    check_counts(num_dev_examples=num_dev_examples)
+    check_settings(
+        batch_size, num_train_examples, warmup_fraction, weight_decay, dtype_policy
+    )
+    check_counts(num_dev_examples=num_dev_examples, sequence_length=sequence_length)
     backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
     data = {"tfds_data_dir": tfds_data_dir, "strict": strict}
     train_examples = load_span_examples(task.dataset, "train", data_dir, **data)
     dev_examples = load_span_examples(task.dataset, "dev", data_dir, **data)
+    _check_answered(task.name, train_examples + dev_examples)
     train_examples = _some(train_examples, num_train_examples)
     misplaced = num_misplaced(train_examples)
     dev_examples = _some(dev_examples, num_dev_examples)
@@ -234,11 +237,13 @@ def fine_tune_on_squad(
         sequence_length = min(task.sequence_length, backbone.max_sequence_length)
     # The papers' for their lengths; shorter windows need room for a context too.
     if doc_stride is None:
-        doc_stride = min(task.doc_stride, sequence_length // 3)
+        doc_stride = min(task.doc_stride, max(1, sequence_length // 3))
     sizes = {
         "sequence_length": sequence_length,
         "doc_stride": doc_stride,
-        "max_question_length": min(task.max_question_length, sequence_length // 4),
+        "max_question_length": min(
+            task.max_question_length, max(1, sequence_length // 4)
+        ),
     }
     features = model_features(backbone, tokenizer, train_examples, **sizes)
     settings = {
@@ -265,15 +270,23 @@ def fine_tune_on_squad(
     begin(output_dir, settings, finished, cells, overwrite)
     say(
         f"{describe(backbone)}; {task.title}: {len(train_examples):,} training "
-        f"questions, {len(dev_examples):,} of dev."
+        f"questions, {len(dev_examples):,} of dev; on {hardware()}."
     )
     if misplaced:
         say(f"Answers that do not stand in their context, left out: {misplaced}.")
+    if num_misplaced(dev_examples):
+        say(
+            "Answers of dev that do not stand in their context, which count in its "
+            f"scores: {num_misplaced(dev_examples)}."
+        )
 
     def run_cell(cell):
         started = time.perf_counter()
         set_seed(cell.seed)
-        twin = backbone.from_config({**backbone.get_config(), "dtype": dtype_policy})
+        # Of a preset that was saved frozen, the encoder is trained all the same.
+        twin = backbone.from_config(
+            {**backbone.get_config(), "dtype": dtype_policy, "trainable": True}
+        )
         twin.set_weights(backbone.get_weights())
         span_model = SpanModel(twin)
         tokens = batch_size * features.padded_lengths(slice(None)).mean()
@@ -316,15 +329,17 @@ def fine_tune_on_squad(
             span_model,
             tokenizer,
             dev_examples,
-            no_answer=_may_be_unanswered(task.name),
+            no_answer=task.name == "squad2",
             **sizes,
         )
 
     def save_model(span_model, cell, path):
         check_room(path.parent, span_model.count_params())
-        save_span_model(span_model, tokenizer, path)
         notes = {"task": task.name, "cell": dataclasses.asdict(cell), "sizes": sizes}
-        write_json(path / "fine_tuning.json", notes)
+        # Model and notes appear together.
+        with replacing_directory(path) as fresh:
+            save_span_model(span_model, tokenizer, fresh)
+            write_json(fresh / "fine_tuning.json", notes)
 
     results = run_cells(
         output_dir,
@@ -403,6 +418,8 @@ def evaluate_on_questions(
             task.dataset, split, data_dir, tfds_data_dir=tfds_data_dir
         )
         datasets, title, task = {None: examples}, task.title, task.name
+    for examples in datasets.values():
+        _check_answered(task, examples)
     span_model, tokenizer = load_span_model(path)
     evaluations = {
         language: evaluate_spans(
@@ -410,7 +427,7 @@ def evaluate_on_questions(
             tokenizer,
             _some(examples, num_examples),
             language=language,
-            no_answer=_may_be_unanswered(task),
+            no_answer=task == "squad2",
             **notes.get("sizes", {}),
         )
         for language, examples in datasets.items()
@@ -479,9 +496,14 @@ def _some(examples, number):
     return [examples[i] for i in sorted(order[:number])]
 
 
-def _may_be_unanswered(task):
-    """What `evaluate_spans` is told, whichever questions are among the examples."""
-    return True if task == "squad2" else None
+def _check_answered(task, examples):
+    """Raises if a question has no answer where the task has one for each."""
+    missing = [example.id for example in examples if not example.answers]
+    if missing and task != "squad2":
+        raise ValueError(
+            f"`data_dir` must have an answer to each question of {task}. "
+            f"Received: question {missing[0]!r} without one."
+        )
 
 
 def _in_float32(span_model):
@@ -498,6 +520,12 @@ def _in_float32(span_model):
 def _mlqa(languages, split, data_dir, tfds_data_dir):
     """Examples by language; of all languages that there are files of by default."""
     datasets = {}
+    for language in languages or ():
+        if language not in MLQA_LANGUAGES:
+            raise ValueError(
+                f"`languages` must be out of {', '.join(MLQA_LANGUAGES)}. "
+                f"Received: {language!r}."
+            )
     for language in languages or MLQA_LANGUAGES:
         try:
             datasets[language] = load_span_examples(
@@ -531,6 +559,9 @@ def _write_answers(output_dir, scores, task, cell=None):
         {
             "task": task,
             "split": scores.split,
+            "num_examples": sum(
+                len(e.predictions) for e in scores.evaluations.values()
+            ),
             **(cell or {}),
             "metrics": scores.metrics,
             "by_language": {

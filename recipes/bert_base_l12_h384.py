@@ -1,8 +1,9 @@
 """MiniLMv2 12x384 from BERT base, an English student.
 
-    keras-minilmv2 distill recipes/bert_base_l12_h384.py --output-dir out
+    keras-minilmv2 distill recipes/bert_base_l12_h384.py --output-dir out \
+        --set accumulation_steps=2
 
-Cost:    129 hours, accumulation_steps=2 (`plan --device 8xv100`); not measured
+Cost:    129 hours (`plan --device 8xv100`); not measured
 Result:  not measured; the paper has no such student
 Source:  Wang et al., 2021, sections 4.1 and 4.2
 """

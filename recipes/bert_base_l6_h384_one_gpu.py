@@ -1,8 +1,9 @@
-"""6x384 from BERT base, for one GPU and a day.
+"""6x384 from BERT base, for one GPU, in hours.
 
     keras-minilmv2 distill recipes/bert_base_l6_h384_one_gpu.py --output-dir out
 
-Cost:    2.2 hours (`plan --device a100`); not measured
+Cost:    2.2 hours (`plan --device a100`), download and preparation left out; not
+         measured. A GPU without bfloat16: --set dtype_policy=float32
 Result:  not measured; none of this size in the papers
 Source:  our own settings; the method of Wang et al., 2021
 """

@@ -1,8 +1,9 @@
 """MiniLMv2 6x384 from BERT large, an English student.
 
-    keras-minilmv2 distill recipes/bert_large_l6_h384.py --output-dir out
+    keras-minilmv2 distill recipes/bert_large_l6_h384.py --output-dir out \
+        --set accumulation_steps=2
 
-Cost:    245 hours, accumulation_steps=2 (`plan --device 8xv100`); not measured
+Cost:    245 hours (`plan --device 8xv100`); not measured
 Result:  not measured; paper: MNLI-m 83.0, SQuAD 2.0 74.3
 Source:  Wang et al., 2021, sections 4.1 and 4.2
 """

@@ -1,8 +1,9 @@
 """MiniLM v1 12x384 from BERT base, the assistant of a smaller student.
 
-    keras-minilmv2 distill recipes/minilm_v1_bert_base_l12_h384.py --output-dir out
+    keras-minilmv2 distill recipes/minilm_v1_bert_base_l12_h384.py --output-dir out \
+        --set accumulation_steps=2
 
-Cost:    127 hours, accumulation_steps=2 (`plan --device 8xv100`); not measured
+Cost:    127 hours (`plan --device 8xv100`); not measured
 Result:  not measured; the paper has no scores of this assistant
 Source:  Wang et al., 2020 (MiniLM v1)
 """

@@ -1,8 +1,9 @@
 """MiniLM v1 6x768 from BERT base, to compare with.
 
-    keras-minilmv2 distill recipes/minilm_v1_bert_base_l6_h768.py --output-dir out
+    keras-minilmv2 distill recipes/minilm_v1_bert_base_l6_h768.py --output-dir out \
+        --set accumulation_steps=8
 
-Cost:    670 hours, accumulation_steps=8 (`plan --device 8xv100`); not measured
+Cost:    670 hours (`plan --device 8xv100`); not measured
 Result:  not measured; paper: MNLI-m 84.0, SQuAD 2.0 76.4
 Source:  Wang et al., 2020 (MiniLM v1)
 """

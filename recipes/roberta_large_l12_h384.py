@@ -1,8 +1,9 @@
 """MiniLMv2 12x384 from RoBERTa large, an English student.
 
-    keras-minilmv2 distill recipes/roberta_large_l12_h384.py --output-dir out
+    keras-minilmv2 distill recipes/roberta_large_l12_h384.py --output-dir out \
+        --set accumulation_steps=2
 
-Cost:    254 hours, accumulation_steps=2 (`plan --device 8xv100`); not measured
+Cost:    254 hours (`plan --device 8xv100`); not measured
 Result:  not measured; released model: MNLI-m 86.9, SQuAD 2.0 82.3
 Source:  Wang et al., 2021, sections 4.1 and 4.2
 """

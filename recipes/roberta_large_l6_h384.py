@@ -1,8 +1,9 @@
 """MiniLMv2 6x384 from RoBERTa large, an English student.
 
-    keras-minilmv2 distill recipes/roberta_large_l6_h384.py --output-dir out
+    keras-minilmv2 distill recipes/roberta_large_l6_h384.py --output-dir out \
+        --set accumulation_steps=2
 
-Cost:    223 hours, accumulation_steps=2 (`plan --device 8xv100`); not measured
+Cost:    223 hours (`plan --device 8xv100`); not measured
 Result:  not measured; paper: MNLI-m 84.4, SQuAD 2.0 76.4
 Source:  Wang et al., 2021, sections 4.1 and 4.2
 """

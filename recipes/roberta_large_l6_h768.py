@@ -1,8 +1,9 @@
 """MiniLMv2 6x768 from RoBERTa large, an English student.
 
-    keras-minilmv2 distill recipes/roberta_large_l6_h768.py --output-dir out
+    keras-minilmv2 distill recipes/roberta_large_l6_h768.py --output-dir out \
+        --set accumulation_steps=2
 
-Cost:    295 hours, accumulation_steps=2 (`plan --device 8xv100`); not measured
+Cost:    295 hours (`plan --device 8xv100`); not measured
 Result:  not measured; paper: MNLI-m 87.0, SQuAD 2.0 81.6
 Source:  Wang et al., 2021, sections 4.1 and 4.2
 """

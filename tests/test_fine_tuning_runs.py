@@ -12,7 +12,7 @@ import pytest
 from small_runs import WORDS, make_teacher
 
 import keras_minilmv2 as km
-from keras_minilmv2 import fine_tuning_runs, grid_runs
+from keras_minilmv2 import cli, fine_tuning_runs, grid_runs
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.tasks import TASKS
 from keras_minilmv2.fine_tuning_runs import evaluate_model, fine_tune
@@ -109,7 +109,7 @@ def test_a_run_learns_and_says_so(finished):
     assert losses[-1] < 0.5 * losses[0]
     assert result.evaluations["dev"].metrics["accuracy"] > 0.85
     accuracy = f"{100 * result.evaluations['dev'].metrics['accuracy']:.2f}"
-    assert "SST-2: 160 training examples, 40 of dev." in said[0]
+    assert "SST-2: 160 training examples, 40 of dev; on " in said[0]
     assert said[1] == "Run 1 of 1: learning rate 0.03, epochs 6, seed 0."
     assert f"dev accuracy {accuracy}, 0:" in said[2]
     assert said[3:] == [f"SST-2 dev, 40 examples: accuracy {accuracy}"]
@@ -357,6 +357,9 @@ def test_evaluation_writes_predictions_and_metrics(finished, data, tmp_path):
     }
     with pytest.raises(FileExistsError, match="must be empty or new.*metrics.json"):
         evaluate_model(result.output_dir, data_dir=data, output_dir=tmp_path / "out")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="must be a directory.*a file"):
+        evaluate_model(result.output_dir, data_dir=data, output_dir=tmp_path / "file")
     evaluation = evaluate_model(
         result.output_dir,
         data_dir=data,
@@ -368,6 +371,28 @@ def test_evaluation_writes_predictions_and_metrics(finished, data, tmp_path):
     assert str(evaluation) == "SST-2 test, 6 examples: no labels"
     assert (tmp_path / "out/predictions/test/SST-2.tsv").is_file()
     assert not (tmp_path / "out/predictions/dev").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "squad1"], "`task` must be one of cola, .* for a text classifier"),
+        (["--languages", "de"], "`--languages` is of mlqa. Received"),
+        (["--num-examples", "3"], "`--num-examples` is of squad1, squad2, mlqa."),
+    ],
+)
+def test_options_of_other_models_are_refused(
+    finished, data, capsys, arguments, message
+):
+    command = ["evaluate", str(finished[0].output_dir), "--data-dir", str(data)]
+    assert cli.main([*command, *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_model_that_is_not_there_is_what_is_wrong(tmp_path, capsys):
+    command = ["evaluate", str(tmp_path / "typo"), "--task", "mlqa"]
+    assert cli.main([*command, "--languages", "de"]) == 2
+    assert "typo" in capsys.readouterr().err
 
 
 def test_evaluation_refuses_what_does_not_fit(finished, model, data, tmp_path):
@@ -399,7 +424,7 @@ def test_evaluation_refuses_what_does_not_fit(finished, model, data, tmp_path):
         ({"weight_decay": -1}, "`weight_decay` must be at least 0"),
         ({"sequence_length": 33}, "position table of the model. .*length=33"),
         ({"learning_rate": 0}, "`learning_rate` must be above 0"),
-        ({"dtype_policy": "float17"}, "`dtype` must be a dtype policy"),
+        ({"dtype_policy": "bfloat16"}, "`dtype_policy` must be one of float32, mixed"),
         ({"tokenizer": "x"}, "`tokenizer` must be left out"),
     ],
 )

@@ -148,6 +148,14 @@ def test_settings_of_other_devices_are_refused(recipe, data, tmp_path, capsys, s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_is_no_place_for_a_trial(recipe, data, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]
+    assert cli.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    assert "`output_dir` must be a directory" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_another_run_is_no_trial(recipe, data, tmp_path, capsys):
     # As `finetune` leaves it.
     (tmp_path / "out").mkdir()

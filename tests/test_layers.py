@@ -20,7 +20,7 @@ RANKS = {
     "data": 3,
     "evaluation": 3,
     "serving": 3,
-    "recipes": 4,
+    "recipes": 3,
     "report": 4,
     "plots": 4,
     "grid_runs": 4,

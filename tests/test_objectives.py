@@ -112,6 +112,12 @@ def test_whole_words_is_true_or_false(recipe, tmp_path, capsys):
     assert "`whole_words` must be true or false" in capsys.readouterr().err
 
 
+def test_pretraining_has_one_objective(recipe, tmp_path, capsys):
+    objective = "objective=hidden_states"
+    assert run("pretrain", recipe, tmp_path / "out", "--set", objective) == 2
+    assert "`objective` must be masked_tokens" in capsys.readouterr().err
+
+
 def test_plan_refuses_what_it_cannot_count(recipe, capsys):
     assert cli.main(["plan", str(recipe), "--set", "objective=hidden_states"]) == 2
     assert "`objective` must be relations or" in capsys.readouterr().err

@@ -126,6 +126,20 @@ def test_mlqa_is_scored_in_the_languages_that_are_asked_for(data, finished, caps
     arguments = ["evaluate", str(finished), "--data-dir", str(data)]
     assert cli.main([*arguments, "--languages", "de"]) == 2
     assert "`languages` must be left out for another" in capsys.readouterr().err
+    arguments += ["--task", "mlqa", "--languages", "de-en"]
+    assert cli.main(arguments) == 2
+    assert "`languages` must be out of ar, de, en" in capsys.readouterr().err
+    assert cli.main([*arguments[:-4], "--task", "sst2"]) == 2
+    error = capsys.readouterr().err
+    assert "squad1, squad2, mlqa for a question-answering model" in error
+
+
+def test_each_question_of_squad_1_has_an_answer(data, finished, tmp_path, capsys):
+    squad_file(tmp_path / "dev-v1.1.json", 4, 5, without_answer=True)
+    arguments = ["evaluate", str(finished), "--data-dir", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "an answer to each question of squad1. Received: question '5-0'" in error
 
 
 def test_sizes_are_checked_before_anything_is_written(model, data, tmp_path, capsys):
@@ -135,6 +149,10 @@ def test_sizes_are_checked_before_anything_is_written(model, data, tmp_path, cap
     assert "max_sequence_length=" in capsys.readouterr().err
     assert cli.main([*arguments, "4"]) == 2
     assert "`sequence_length` must leave room" in capsys.readouterr().err
+    assert cli.main([*arguments, "1"]) == 2
+    assert "`sequence_length` must leave room" in capsys.readouterr().err
+    assert cli.main([*arguments, "0"]) == 2
+    assert "`sequence_length` must be at least 1" in capsys.readouterr().err
     assert cli.main([*arguments, "24", "--doc-stride", "0"]) == 2
     assert "`doc_stride` must be" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -222,6 +240,9 @@ def test_misplaced_answers_are_counted_or_refused(model, data, tmp_path, capsys)
     elsewhere[elsewhere.index("squad1")] = "sst2"
     assert cli.main(elsewhere) == 2
     assert "--strict with --task sst2" in capsys.readouterr().err
+    elsewhere[elsewhere.index("sst2")] = "squad"
+    assert cli.main(elsewhere) == 2
+    assert "rte, xnli, squad1, squad2 for an encoder" in capsys.readouterr().err
     assert cli.main([*arguments, "--epochs", "1"]) == 0
     assert "do not stand in their context, left out: 1." in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()

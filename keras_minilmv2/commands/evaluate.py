@@ -4,6 +4,7 @@ from keras_minilmv2.commands.parsing import (
     add_command,
     add_overwrite,
     check_not_given,
+    check_task,
 )
 
 
@@ -48,8 +49,14 @@ def add(commands):
 
 def run(options):
     """Evaluates a model."""
-    from keras_minilmv2.fine_tuning_runs import evaluate_model
-    from keras_minilmv2.span_runs import evaluate_on_questions, span_model_dir
+    from keras_minilmv2.evaluation.tasks import TASKS
+    from keras_minilmv2.fine_tuning_runs import evaluate_model, is_classifier
+    from keras_minilmv2.span_runs import (
+        MLQA,
+        SPAN_TASKS,
+        evaluate_on_questions,
+        span_model_dir,
+    )
 
     settings = {
         "data_dir": options.data_dir,
@@ -59,14 +66,21 @@ def run(options):
     }
     if options.split is not None:
         settings["split"] = options.split
-    of_questions = {
-        "languages": options.languages,
-        "num_examples": options.num_examples,
-    }
+    of_questions = (*SPAN_TASKS, MLQA)
     if span_model_dir(options.model) is not None:
-        settings |= of_questions
+        check_task(options.task, of_questions, "a question-answering model")
+        settings |= {
+            "languages": options.languages,
+            "num_examples": options.num_examples,
+        }
         evaluate = evaluate_on_questions
     else:
-        check_not_given(of_questions, ["squad1", "squad2", "mlqa"], options.task)
+        # Of a model that is not there, `evaluate_model` says so.
+        if is_classifier(options.model):
+            check_task(options.task, TASKS, "a text classifier")
+            check_not_given({"languages": options.languages}, [MLQA], options.task)
+            check_not_given(
+                {"num_examples": options.num_examples}, of_questions, options.task
+            )
         evaluate = evaluate_model
     print(evaluate(options.model, options.task, **settings))

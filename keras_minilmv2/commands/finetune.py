@@ -6,6 +6,7 @@ from keras_minilmv2.commands.parsing import (
     add_command,
     add_overwrite,
     check_not_given,
+    check_task,
 )
 
 
@@ -67,9 +68,11 @@ def add(commands):
 
 def run(options):
     """Fine-tunes a model."""
+    from keras_minilmv2.evaluation.tasks import TASKS
     from keras_minilmv2.fine_tuning_runs import fine_tune
     from keras_minilmv2.span_runs import SPAN_TASKS, fine_tune_on_squad
 
+    check_task(options.task, (*TASKS, *SPAN_TASKS), "an encoder")
     settings = {
         "data_dir": options.data_dir,
         "tfds_data_dir": options.tfds_data_dir,

@@ -61,6 +61,21 @@ def check_not_given(options, tasks, task):
             )
 
 
+def check_task(task, tasks, kind):
+    """Raises if a task is none of those of a kind of model.
+
+    Args:
+        task: str, or None for the model's own.
+        tasks: iterable of str.
+        kind: str. What the model is.
+    """
+    if task is not None and task not in tasks:
+        raise ValueError(
+            f"`task` must be one of {', '.join(tasks)} for {kind}. "
+            f"Received: task={task!r}."
+        )
+
+
 def print_facts(facts):
     """Prints pairs of a name and a value, the values below each other."""
     width = max(len(name) for name, _ in facts)

@@ -44,8 +44,13 @@ def run(options):
         "student_teacher_layers=none",
         "student_preset=none",
     ]
-    changes += [*options.assignments, "objective=masked_tokens"]
+    changes += ["objective=masked_tokens", *options.assignments]
     recipe = load_recipe(options.recipe).override(changes)
+    if recipe.objective != "masked_tokens":
+        raise ValueError(
+            "`objective` must be masked_tokens to pre-train. "
+            f"Received: objective={recipe.objective!r}."
+        )
     if options.whole_words:
         recipe = recipe.override(["whole_words=true"])
     run_recipe(recipe, options)

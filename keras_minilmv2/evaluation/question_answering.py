@@ -70,7 +70,8 @@ def load_span_examples(name, split, data_dir=None, *, tfds_data_dir=None, strict
         )
     if data_dir is None:
         return _tfds_examples(name, split, tfds_data_dir, strict)
-    return read_span_examples(_find_file(name, split, Path(data_dir)), strict=strict)
+    path = _find_file(name, split, Path(data_dir).expanduser())
+    return read_span_examples(path, strict=strict)
 
 
 def read_span_examples(path, *, strict=False):

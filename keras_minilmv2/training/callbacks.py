@@ -12,11 +12,15 @@ from keras import ops
 _MOST_SKIPPED_IN_A_ROW = 100
 
 
+# Seconds without a line, where lines are not redrawn.
+_SILENCE = 60.0
+
+
 class ProgressLine:
     """One line that says how far a run is, at what loss and speed.
 
-    On a terminal the line is redrawn; elsewhere a new line is printed at every tenth
-    of the run.
+    On a terminal the line is redrawn; elsewhere, as in a notebook, a new line is
+    printed at every tenth of the run and at least every minute.
 
     Args:
         total_steps: int, optimizer updates.
@@ -32,6 +36,7 @@ class ProgressLine:
         self._width = 0
         self._started = None
         self._last_tenth = 0
+        self._last_time = None
 
     def start(self):
         """Starts the clock. The first update, which compiles, is left out of it."""
@@ -43,12 +48,14 @@ class ProgressLine:
         now = time.perf_counter()
         if self._started is None:
             self._started, self._first_step = now, step
+            self._last_time = now
         done = step - self._first_step
         rate = done / (now - self._started) if done else 0.0
         tenth = step * 10 // self.total_steps
-        if not self._redraw and tenth == self._last_tenth and step < self.total_steps:
+        news = tenth != self._last_tenth or step >= self.total_steps
+        if not self._redraw and not news and now - self._last_time < _SILENCE:
             return
-        self._last_tenth = tenth
+        self._last_tenth, self._last_time = tenth, now
         cells = [self._bar(step)]
         cells += [f"{name} {value:.4f}" for name, value in losses.items()]
         if rate:

@@ -100,6 +100,12 @@ def test_broken_rows_of_qqp_are_left_out_and_counted(tmp_path):
     examples = load_examples(TASKS["qqp"], "train", tmp_path)
     assert examples.texts == (["Who?"], ["Who is it?"])
     assert examples.num_broken == 2
+    # Predictions for a test split are numbered by row.
+    write(
+        tmp_path / "QQP/test.tsv", "id\tquestion1\tquestion2", "0\tWhy?", "1\tWho?\tHe?"
+    )
+    with pytest.raises(ValueError, match="with 3 columns in each line.*test.tsv"):
+        load_examples(TASKS["qqp"], "test", tmp_path)
 
 
 def test_xnli_is_in_several_languages(tmp_path):

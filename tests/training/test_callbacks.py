@@ -1,9 +1,11 @@
 import io
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
+from keras_minilmv2.training import callbacks
 from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor, clock
 from keras_minilmv2.training.history import History
 
@@ -93,6 +95,19 @@ def test_progress_prints_a_line_for_each_tenth_when_it_is_no_terminal():
     assert len(lines) == 10
     assert lines[-1].startswith("20/20 [####################]  loss ")
     assert "tokens/s  ETA 0:00" in lines[-1]
+
+
+def test_progress_is_never_silent_for_more_than_a_minute(monkeypatch):
+    clock_time = iter(np.arange(0.0, 1e6, 25.0))
+    fake = SimpleNamespace(perf_counter=lambda: next(clock_time))
+    monkeypatch.setattr(callbacks, "time", fake)
+    stream = io.StringIO()
+    line = ProgressLine(total_steps=1_000, tokens_per_step=1, stream=stream)
+    line.start()
+    for step in range(1, 12):
+        line.update(step, {"loss": 1.0})
+    steps = [int(line.split("/")[0]) for line in stream.getvalue().splitlines()]
+    assert steps == [4, 7, 10]
 
 
 def test_progress_redraws_one_line_on_a_terminal():
