@@ -43,7 +43,9 @@ def refused(capsys, code, message):
     assert message in error
 
 
-@pytest.mark.parametrize("initialization", ["random", "projection"])
+@pytest.mark.parametrize(
+    "initialization", ["random", pytest.param("projection", marks=pytest.mark.slow)]
+)
 def test_distill_writes_everything(recipe, tmp_path, capsys, initialization):
     output_dir = tmp_path / "out"
     code = distill(recipe, output_dir, f"student_initialization={initialization}")
@@ -84,6 +86,7 @@ def test_distill_writes_everything(recipe, tmp_path, capsys, initialization):
     assert "tokens/s" in output.err
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_student(recipe, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert distill(recipe, tmp_path / name, f"seed={seed}") == 0
@@ -171,6 +174,7 @@ def test_a_damaged_file_in_the_middle_of_training_is_named(recipe, tmp_path, cap
     refused(capsys, code, "more.txt.gz")
 
 
+@pytest.mark.slow
 def test_standard_input_is_a_corpus(recipe, tmp_path, monkeypatch):
     text = (tmp_path / "corpus.txt").read_bytes()
     stream = io.TextIOWrapper(io.BytesIO(text))

@@ -166,6 +166,7 @@ def test_a_regression_writes_scores(model, data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_backbone_is_left_as_it_is(model, data, single, tmp_path):
     backbone = load_backbone(model)
     before = backbone.get_weights()
@@ -282,6 +283,7 @@ def test_the_papers_grid_is_the_tasks(monkeypatch):
         assert caught.value.args == values
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_not_the_best(model, data, tmp_path):
     rates = {"learning_rate": [1e30, 0.03]}
     said = []
@@ -309,6 +311,7 @@ def test_a_model_without_its_result_is_run_again(model, data, single, tmp_path):
     assert notes["cell"]["learning_rate"] == result.cell.learning_rate
 
 
+@pytest.mark.slow
 def test_every_language_counts_the_same(model, data, tmp_path):
     generator = np.random.default_rng(0)
     labels = TASKS["xnli"].label_names

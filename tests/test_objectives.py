@@ -49,7 +49,10 @@ def weights(path):
             "loss,layer_0,layer_1,layer_2",
             "Held-out hidden-state loss",
         ),
-        ("masked_tokens", [], "loss,accuracy", "Held-out masked-token loss"),
+        pytest.param(
+            *("masked_tokens", [], "loss,accuracy", "Held-out masked-token loss"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_objectives_train_and_say_what_they_are(
@@ -171,6 +174,7 @@ def test_a_student_is_gone_on_from(recipe, tmp_path, capsys):
     assert backbone.dropout == 0
 
 
+@pytest.mark.slow
 def test_a_student_is_gone_on_from_in_another_directory(recipe, tmp_path, capsys):
     assert run("distill", recipe, tmp_path / "out", "--set", "total_steps=4") == 0
     before = weights(tmp_path / "out" / "student")

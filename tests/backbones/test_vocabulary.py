@@ -355,9 +355,9 @@ def test_model_of_another_family_raises(corpus, tmp_path):
     ("folder", "model_type"),
     [
         ("bert-base-uncased", "bert"),
-        ("roberta-base", "roberta"),
         ("albert-base-v2", "albert"),
-        ("xlm-roberta-base", "xlm-roberta"),
+        pytest.param("roberta-base", "roberta", marks=pytest.mark.slow),
+        pytest.param("xlm-roberta-base", "xlm-roberta", marks=pytest.mark.slow),
     ],
 )
 def test_published_vocabularies(folder, model_type, data_dir, tmp_path):

@@ -84,7 +84,14 @@ def test_evaluate_gives_the_oracle_of_the_projections(teacher):
         assert value[name] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_fit_lowers_the_loss(teacher, options):
     distiller = make_distiller(teacher, make_student(teacher, dropout=0.1))
     distiller.compile(optimizer=keras.optimizers.Adam(0.01), **options)

@@ -128,7 +128,9 @@ def test_the_loss_is_the_log_probability_of_what_was_there():
     assert value == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-@pytest.mark.parametrize("whole_words", [False, True])
+@pytest.mark.parametrize(
+    "whole_words", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_training_learns_what_always_follows(whole_words):
     trainer = make_trainer(whole_words=whole_words)
     batch = make_batch(size=16)

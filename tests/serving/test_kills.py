@@ -12,7 +12,8 @@ from keras_minilmv2.serving.versions import versions
 SCRIPT = Path(__file__).with_name("export_repeatedly.py")
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_kills", [1, 4])
 def test_an_export_that_is_killed_leaves_no_half_version(tmp_path, num_kills):
     generator = random.Random(0)
     for _ in range(num_kills):

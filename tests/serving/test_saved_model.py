@@ -73,6 +73,7 @@ def test_an_export_gives_what_keras_gives(kind, export_of):
     assert len(outputs) == 2
 
 
+@pytest.mark.slow
 def test_pairs_and_several_lengths(tmp_path):
     version = small_export(
         tmp_path, "byte_pair", pairs=True, sequence_length=(8, LENGTH)
@@ -247,6 +248,7 @@ def test_weights_stored_smaller_differ_by_what_the_manifest_says(
     assert manifest["tolerance"] == pytest.approx(1e-5 + 1.01 * max(told.values()))
 
 
+@pytest.mark.slow
 def test_versions_of_smaller_weights_do_not_share_variables(tmp_path):
     """Two in one process, as when a server loads a new version."""
     tokenizer = make_tokenizer("Bert")

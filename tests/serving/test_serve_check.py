@@ -26,6 +26,7 @@ def sign(version, name):
     (version / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_a_fresh_process_answers_as_keras_did(copied_export):
     lines = []
     check = serve_check(copied_export.parent, say=lines.append)
