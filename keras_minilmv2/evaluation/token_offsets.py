@@ -207,10 +207,11 @@ class _WordPieceOffsets:
         self._tokenizer = tokenizer
         self._pieces = tokenizer.get_vocabulary()
         self._alone = [_PUNCTUATION, _CJK] if tokenizer.split_on_cjk else [_PUNCTUATION]
+        # The concrete function: there is one for each language, of which tf.function
+        # would warn.
         self._tokenize = tf.function(
-            lambda words: tokenizer(words),
-            input_signature=[tf.TensorSpec([None], tf.string)],
-        )
+            lambda words: tokenizer(words)
+        ).get_concrete_function(tf.TensorSpec([None], tf.string))
         self._known = {}
 
     def __call__(self, texts):
@@ -245,7 +246,7 @@ class _WordPieceOffsets:
         if not words:
             return
         words = list(words)
-        tokens = self._tokenize(words)  # ragged (words, tokens)
+        tokens = self._tokenize(tf.constant(words))  # ragged (words, tokens)
         splits = tokens.row_splits.numpy()[1:-1]
         rows = np.split(tokens.flat_values.numpy().astype("int32"), splits)
         for word, token_ids in zip(words, rows, strict=True):

@@ -4,6 +4,7 @@ import re
 import keras_hub
 import numpy as np
 import pytest
+import tensorflow as tf
 from small_models import TOKENIZERS
 from small_tokenizers import make_tokenizer, word_piece_vocabulary
 
@@ -101,6 +102,13 @@ def test_tokens_of_word_pieces_follow_the_options(
         split_on_cjk=split_on_cjk,
     )
     check(tokenizer, TEXTS)
+
+
+def test_one_for_each_language_is_made_without_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    for _ in range(8):
+        check(make_tokenizer("Bert"), ["the quick brown fox"])
+    assert not [record for record in caplog.records if "retracing" in record.message]
 
 
 def test_tokens_of_byte_pairs_may_begin_with_a_space():
