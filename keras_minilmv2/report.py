@@ -179,8 +179,15 @@ def run_title(recipe):
 
 
 def beginning(recipe):
-    """What a student begins from, in a word, or the preset it goes on from."""
-    return recipe.student_preset or recipe.student_initialization
+    """What a student begins from, with the teacher's layers, or the preset of it."""
+    if recipe.student_preset:
+        return recipe.student_preset
+    layers = recipe.student_teacher_layers
+    if not layers:
+        return recipe.student_initialization
+    numbers = ", ".join(map(str, layers))
+    of = "" if recipe.student_initialization == "layers" else " of layers"
+    return f"{recipe.student_initialization}{of} {numbers}"
 
 
 def _objective_facts(recipe):

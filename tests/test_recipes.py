@@ -5,6 +5,7 @@ import pytest
 from small_runs import PACKAGED
 
 from keras_minilmv2.recipes import Recipe, load_recipe, make_recipe
+from keras_minilmv2.report import beginning
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.py"))
 FIELDS = {
@@ -68,6 +69,29 @@ def test_saved_recipe_is_the_same(recipe, tmp_path):
 def test_one_field_can_be_set_from_text(recipe, assignment, expected):
     name = assignment.split("=")[0]
     assert getattr(recipe.override([assignment]), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("assignments", "expected"),
+    [
+        ([], "random"),
+        (["student_initialization=projection"], "projection"),
+        (
+            ["student_initialization=layers", "student_teacher_layers=2,4,6"],
+            "layers 2, 4, 6",
+        ),
+        (
+            ["student_initialization=projection", "student_teacher_layers=2,4,6"],
+            "projection of layers 2, 4, 6",
+        ),
+        (
+            ["student_initialization=preset", "student_preset=out/student"],
+            "out/student",
+        ),
+    ],
+)
+def test_a_report_says_what_a_student_begins_from(recipe, assignments, expected):
+    assert beginning(recipe.override(assignments)) == expected
 
 
 def test_later_assignments_win(recipe):
