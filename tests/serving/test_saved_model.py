@@ -114,6 +114,7 @@ def test_a_classifier_gives_probabilities_and_names(tmp_path):
     assert manifest["model"]["kind"] == "classifier"
 
 
+@pytest.mark.slow
 def test_a_model_of_answer_spans(tmp_path):
     model = SpanModel(small_backbone("bert"), mask_question=True)
     version = export_saved_model(
