@@ -2,8 +2,9 @@
 
     keras-minilmv2 distill recipes/bert_base_l6_h384_one_gpu.py --output-dir out
 
-Cost:    2.2 hours (`plan --device a100`), download and preparation left out; not
-         measured. A GPU without bfloat16: --set dtype_policy=float32
+Cost:    2.2 hours (`plan --device a100`); not measured
+         Without download and preparation of the corpus; a GPU without bfloat16 needs
+         --set dtype_policy=float32, and longer.
 Result:  not measured; none of this size in the papers
 Source:  our own settings; the method of Wang et al., 2021
 """

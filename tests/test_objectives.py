@@ -214,4 +214,4 @@ def test_a_student_is_not_written_over_other_files(recipe, tmp_path, capsys):
     assert "`output_dir` must be empty or new" in capsys.readouterr().err
     options = ["--set", "student_initialization=projection"]
     assert run("student", recipe, tmp_path / "new", *options) == 2
-    assert "must be random or layers" in capsys.readouterr().err
+    assert "must be random, layers or preset" in capsys.readouterr().err
