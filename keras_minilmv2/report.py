@@ -179,7 +179,7 @@ def run_title(recipe):
 
 
 def beginning(recipe):
-    """What a student begins from, with the teacher's layers, or the preset of it."""
+    """What a student begins from, with the teacher's layers, or its preset."""
     if recipe.student_preset:
         return recipe.student_preset
     layers = recipe.student_teacher_layers

@@ -10,8 +10,6 @@ from keras import ops
 
 # A loss scale of 2**15 is down to 1e-4 after 28 halvings.
 _MOST_SKIPPED_IN_A_ROW = 100
-
-
 # Seconds without a line, where lines are not redrawn.
 _SILENCE = 60.0
 
