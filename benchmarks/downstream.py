@@ -91,11 +91,29 @@ def main():
     )
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    check_same(options)
     rows = []
     # Scored one after the other: what is there already is a table.
     for student in students(options):
         rows.append(score(student, options))
         write(rows, options)
+
+
+def check_same(options):
+    """Ends unless what is finished in the output directory is of the same settings."""
+    names = ("corpus", "glue", "steps", "other_steps", "dtype_policy")
+    settings = {name: str(getattr(options, name)) for name in names}
+    path = options.output_dir / "settings.json"
+    if not path.exists():
+        with replacing_file(path) as temporary:
+            temporary.write_text(json.dumps(settings))
+    found = json.loads(path.read_text())
+    for name in names:
+        if found[name] != settings[name]:
+            sys.exit(
+                f"`{name}` must be that of the runs in {options.output_dir}. "
+                f"Received: {name}={settings[name]}, and {found[name]} there."
+            )
 
 
 def students(options):
@@ -228,7 +246,9 @@ def score(student, options):
                 *("--learning-rate", LEARNING_RATE, "--epochs", epochs),
                 *("--dtype-policy", options.dtype_policy, "--seed", *missing, *some),
             )
-        scores[task] = [json.loads(f.read_text())["score"] for f in files.values()]
+        found = [json.loads(file.read_text())["score"] for file in files.values()]
+        # Of a run that diverged there is none.
+        scores[task] = [score for score in found if score is not None]
     return {
         "student": student.name,
         "tokens": student.tokens,
@@ -314,7 +334,7 @@ def curve(rows):
     """STS-B over tokens; what was not distilled as a level."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    scored = [row for row in rows if "stsb" in row["scores"]]
+    scored = [row for row in rows if row["scores"].get("stsb")]
     for i, name in enumerate(dict.fromkeys(row["student"] for row in scored)):
         of = sorted(
             (row["tokens"], 100 * statistics.fmean(row["scores"]["stsb"]))

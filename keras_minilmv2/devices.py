@@ -5,6 +5,13 @@ import os
 import keras
 
 
+def has_gpu():
+    """Whether this machine has a GPU, as TensorFlow sees it. Sets no devices up."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def has_accelerator():
     """Whether this machine has a GPU or a TPU, as TensorFlow sees it.
 
@@ -13,7 +20,7 @@ def has_accelerator():
     import tensorflow as tf
 
     return bool(
-        tf.config.list_physical_devices("GPU")
+        has_gpu()
         or tf.config.list_physical_devices("TPU")
         or "TPU_WORKER_ID" in os.environ
     )

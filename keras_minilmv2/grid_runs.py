@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 
 from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.hugging_face_tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.evaluation.grid import Cell, best_cell, best_summary, summaries
 from keras_minilmv2.files import remove, replacing_file
@@ -89,7 +90,9 @@ def load_model(model, tokenizer, dtype_policy):
         raise ValueError(
             "`tokenizer` must be given with a backbone. Received: tokenizer=None."
         )
-    return model, tokenizer
+    # Of a tokenizer that keras-nlp itself has loaded, eager calls would differ from
+    # those of the saved one.
+    return model, split_words_like_gpt2(tokenizer)
 
 
 def check_directory(path):

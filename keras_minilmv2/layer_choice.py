@@ -25,6 +25,7 @@ from keras_minilmv2.fine_tuning_runs import fine_tune
 from keras_minilmv2.grid_runs import (
     NoFiniteLossError,
     as_values,
+    check_counts,
     check_no_file,
     read_json,
     sha256,
@@ -137,6 +138,8 @@ def choose_layer(
                 "which trains all students on one device. "
                 f"Received: {name}={getattr(recipe, name)!r}."
             )
+    cells = grid_cells((learning_rate,), (epochs,), as_values(seed, 0))
+    check_counts(num_train_examples=num_train_examples)
     set_seed(recipe.seed)
     teacher, tokenizer = load_teacher(recipe)
     depth = len(block_calls(teacher))
@@ -154,7 +157,6 @@ def choose_layer(
     losses = _distilled(
         recipe, output_dir, teacher, tokenizer, layers, progress_stream, say
     )
-    cells = grid_cells((learning_rate,), (epochs,), as_values(seed, 0))
     trials = []
     for layer in layers:
         say(f"Layer {layer}: fine-tunes on {task.title}.")

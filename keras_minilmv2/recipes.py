@@ -247,6 +247,14 @@ def load_recipe(path):
         if "Recipe.__init__()" in str(error):
             raise ValueError(_constructor_message(error, path)) from error
         raise
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        # Whatever a file of Python can raise: it may have been no Python at all.
+        raise ValueError(
+            "`recipe` must be a Python file that runs. "
+            f"Received: recipe={path} ({type(error).__name__}: {error})."
+        ) from error
     if not isinstance(recipe, Recipe):
         raise ValueError(
             "`recipe` must be a Python file that sets `recipe = Recipe(...)`. "

@@ -12,7 +12,14 @@ def set_seed(seed):
     every SentencePiece tokenizer in the process loses its model.
 
     Args:
-        seed: int.
+        seed: int, from 0, of 32 bits.
+
+    Raises:
+        ValueError: if it is not.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(
+            f"`seed` must be at least 0, below {2**32}. Received: seed={seed}."
+        )
     random.seed(seed)
     np.random.seed(seed)

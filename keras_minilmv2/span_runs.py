@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_minilmv2.evaluation.grid import FinishedCells, Result, grid_cells
 from keras_minilmv2.evaluation.question_answering import (
+    labelled_windows,
     load_span_examples,
     num_misplaced,
 )
@@ -110,11 +111,13 @@ class SpanScores:
         title: str.
         split: str.
         evaluations: dict of `SpanEvaluation` by language, None for English alone.
+        num_misplaced: int. Answers of the dataset that do not stand in their context.
     """
 
     title: str
     split: str
     evaluations: dict
+    num_misplaced: int = 0
 
     @property
     def metrics(self):
@@ -140,7 +143,13 @@ class SpanScores:
         return markdown_table(["language", "questions", *names], rows)
 
     def __str__(self):
-        return f"{self.title} {self.split}\n\n{self.table()}"
+        text = f"{self.title} {self.split}\n\n{self.table()}"
+        if self.num_misplaced:
+            text += (
+                "\n\nAnswers that do not stand in their context, which count in the "
+                f"scores: {self.num_misplaced:,}."
+            )
+        return text
 
 
 def fine_tune_on_squad(
@@ -246,6 +255,7 @@ def fine_tune_on_squad(
         ),
     }
     features = model_features(backbone, tokenizer, train_examples, **sizes)
+    labelled_windows(features)
     settings = {
         "task": task.name,
         "model": str(model) if isinstance(model, str | os.PathLike) else model.name,
@@ -274,11 +284,6 @@ def fine_tune_on_squad(
     )
     if misplaced:
         say(f"Answers that do not stand in their context, left out: {misplaced}.")
-    if num_misplaced(dev_examples):
-        say(
-            "Answers of dev that do not stand in their context, which count in its "
-            f"scores: {num_misplaced(dev_examples)}."
-        )
 
     def run_cell(cell):
         started = time.perf_counter()
@@ -352,7 +357,9 @@ def fine_tune_on_squad(
     )
     best = check_some_finished(results)
     span_model, tokenizer = load_span_model(output_dir / "model")
-    scores = SpanScores(task.title, "dev", {None: evaluate(span_model)})
+    scores = SpanScores(
+        task.title, "dev", {None: evaluate(span_model)}, num_misplaced(dev_examples)
+    )
     with writing(output_dir):
         _write_answers(output_dir, scores, task.name, dataclasses.asdict(best))
         _write_report(output_dir, task, scores, results, best, settings, backbone)
@@ -370,6 +377,7 @@ def evaluate_on_questions(
     output_dir=None,
     num_examples=None,
     tfds_data_dir=None,
+    strict=False,
     overwrite=False,
 ):
     """Scores a question-answering model on SQuAD or, zero-shot, on MLQA.
@@ -385,6 +393,8 @@ def evaluate_on_questions(
             `predictions/`; None writes nothing.
         num_examples: int. Score so many questions of a language, drawn once.
         tfds_data_dir: str or path. Where TFDS keeps its data.
+        strict: bool. Whether an answer that does not stand in its context is an error;
+            else such answers are counted.
         overwrite: bool. Whether another evaluation there may be replaced.
 
     Returns:
@@ -409,30 +419,31 @@ def evaluate_on_questions(
             f"`languages` must be left out for another task than {MLQA}. "
             f"Received: languages={languages}, task={task!r}."
         )
+    data = {"tfds_data_dir": tfds_data_dir, "strict": strict}
     if task == MLQA:
-        datasets = _mlqa(languages, split, data_dir, tfds_data_dir)
+        datasets = _mlqa(languages, split, data_dir, data)
         title = "MLQA"
     else:
         task = get_span_task(task)
-        examples = load_span_examples(
-            task.dataset, split, data_dir, tfds_data_dir=tfds_data_dir
-        )
+        examples = load_span_examples(task.dataset, split, data_dir, **data)
         datasets, title, task = {None: examples}, task.title, task.name
     for examples in datasets.values():
         _check_answered(task, examples)
+    datasets = {lang: _some(all_, num_examples) for lang, all_ in datasets.items()}
     span_model, tokenizer = load_span_model(path)
     evaluations = {
         language: evaluate_spans(
             span_model,
             tokenizer,
-            _some(examples, num_examples),
+            examples,
             language=language,
             no_answer=task == "squad2",
             **notes.get("sizes", {}),
         )
         for language, examples in datasets.items()
     }
-    scores = SpanScores(title, split, evaluations)
+    misplaced = sum(map(num_misplaced, datasets.values()))
+    scores = SpanScores(title, split, evaluations, misplaced)
     if output_dir is not None:
         with writing(output_dir):
             _write_answers(Path(output_dir), scores, task)
@@ -517,7 +528,7 @@ def _in_float32(span_model):
     return twin
 
 
-def _mlqa(languages, split, data_dir, tfds_data_dir):
+def _mlqa(languages, split, data_dir, data):
     """Examples by language; of all languages that there are files of by default."""
     datasets = {}
     for language in languages or ():
@@ -529,7 +540,7 @@ def _mlqa(languages, split, data_dir, tfds_data_dir):
     for language in languages or MLQA_LANGUAGES:
         try:
             datasets[language] = load_span_examples(
-                f"{MLQA}/{language}", split, data_dir, tfds_data_dir=tfds_data_dir
+                f"{MLQA}/{language}", split, data_dir, **data
             )
         except FileNotFoundError:
             if languages:

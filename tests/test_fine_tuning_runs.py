@@ -9,7 +9,9 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+import tensorflow as tf
 from small_runs import WORDS, make_teacher
+from tokenizers.pre_tokenizers import ByteLevel
 
 import keras_minilmv2 as km
 from keras_minilmv2 import cli, fine_tuning_runs, grid_runs
@@ -260,6 +262,32 @@ def test_what_a_preset_has_no_weights_for_is_the_same_each_time(monkeypatch):
     np.testing.assert_array_equal(first, second)
 
 
+def test_a_given_tokenizer_is_that_of_the_saved_model():
+    """keras-nlp's own splits words of RoBERTa in another way outside of tf.data."""
+    # A token of the end of a word and the space after it.
+    specials = ["<s>", "<pad>", "</s>", "<mask>"]
+    tokens = [*specials, "s\u0120", *sorted(ByteLevel.alphabet())]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = keras_hub.tokenizers.RobertaTokenizer(vocabulary, ["s \u0120"])
+    texts = ["kings of the sea", "ring"]
+    expected = (
+        tf.data.Dataset.from_tensors(texts)
+        .map(tokenizer)
+        .get_single_element()
+        .to_list()
+    )
+    assert tokenizer(texts) != expected
+    backbone = keras_hub.models.RobertaBackbone(
+        vocabulary_size=tokenizer.vocabulary_size(),
+        num_layers=1,
+        num_heads=1,
+        hidden_dim=2,
+        intermediate_dim=2,
+    )
+    _, loaded = grid_runs.load_model(backbone, tokenizer, "float32")
+    assert loaded(texts) == expected
+
+
 def test_the_papers_grid_is_the_tasks(monkeypatch):
     class StopError(Exception):
         """Carries the values of a grid."""
@@ -382,6 +410,7 @@ def test_evaluation_writes_predictions_and_metrics(finished, data, tmp_path):
         (["--task", "squad1"], "`task` must be one of cola, .* for a text classifier"),
         (["--languages", "de"], "`--languages` is of mlqa. Received"),
         (["--num-examples", "3"], "`--num-examples` is of squad1, squad2, mlqa."),
+        (["--strict"], "`--strict` is of squad1, squad2, mlqa."),
     ],
 )
 def test_options_of_other_models_are_refused(

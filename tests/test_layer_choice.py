@@ -148,6 +148,22 @@ def test_settings_of_other_devices_are_refused(recipe, data, tmp_path, capsys, s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("epochs", "0"), ("learning-rate", "-1"), ("seed", "-1")]
+    + [("num-train-examples", "0")],
+)
+def test_settings_of_the_probe_are_checked_first(
+    recipe, data, tmp_path, capsys, option, value
+):
+    arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]
+    arguments += ["--output-dir", str(tmp_path / "out"), f"--{option}", value]
+    assert cli.main(arguments) == 2
+    name = option.replace("-", "_")
+    assert f"`{name}` must be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_is_no_place_for_a_trial(recipe, data, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]

@@ -183,6 +183,8 @@ def test_files_without_a_recipe_are_refused(tmp_path):
     for name, text in (
         ("empty.py", ""),
         ("wrong.py", "recipe = {}"),
+        ("prose.py", "# Title\n\nNo Python."),
+        ("name.py", "recipe = Recipy()"),
         ("broken.json", "{"),
         ("list.json", json.dumps([1])),
     ):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from keras_minilmv2.seeds import set_seed
@@ -25,6 +26,12 @@ def test_weights_and_dropout_depend_on_the_seed_alone():
         np.testing.assert_array_equal(a, b)
     set_seed(4)
     assert not np.array_equal(one[1], drawn()[1])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_of_another_size_are_refused(seed):
+    with pytest.raises(ValueError, match=f"`seed` must be .* Received: seed={seed}"):
+        set_seed(seed)
 
 
 def test_a_sentence_piece_tokenizer_outlives_a_seed():

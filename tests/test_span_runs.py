@@ -249,6 +249,34 @@ def test_misplaced_answers_are_counted_or_refused(model, data, tmp_path, capsys)
     assert "160; answers that do not stand in their context, left out: 1 " in report
 
 
+def test_evaluation_counts_or_refuses_misplaced_answers(
+    data, finished, tmp_path, capsys
+):
+    name = "dev-context-hi-question-hi.json"
+    squad_file(tmp_path / "dev" / name, 4, 7, misplaced=True)
+    arguments = ["evaluate", str(finished), "--task", "mlqa", "--languages", "hi"]
+    arguments += ["--data-dir", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    line = "Answers that do not stand in their context, which count in the scores: 1."
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    assert cli.main([*arguments, "--strict"]) == 2
+    assert name in capsys.readouterr().err
+    assert cli.main(["evaluate", str(finished), "--data-dir", str(data)]) == 0
+    assert "do not stand" not in capsys.readouterr().out
+
+
+def test_a_run_is_kept_where_nothing_can_be_learned(model, tmp_path, capsys):
+    arguments = ["finetune", str(model), "--task", "squad1", *SETTINGS]
+    arguments += ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    squad_file(tmp_path / "train-v1.1.json", 1, 0, misplaced=True)
+    squad_file(tmp_path / "dev-v1.1.json", 2, 1)
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "settings.json").write_text("{}")
+    assert cli.main([*arguments, "--overwrite"]) == 2
+    assert "must have a window whose label is known" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model").is_dir()
+
+
 def test_missing_files_are_named(model, tmp_path, capsys):
     arguments = ["finetune", str(model), "--task", "squad1"]
     arguments += ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "out")]

@@ -44,6 +44,12 @@ def add(commands):
         metavar="N",
         help="of squad1, squad2 and mlqa: so many questions, drawn once; default: all",
     )
+    command.add_argument(
+        "--strict",
+        action="store_true",
+        help="of squad1, squad2 and mlqa: an answer that does not stand in its context "
+        "is an error",
+    )
     add_overwrite(command, "the evaluation that the output directory holds")
 
 
@@ -72,6 +78,7 @@ def run(options):
         settings |= {
             "languages": options.languages,
             "num_examples": options.num_examples,
+            "strict": options.strict,
         }
         evaluate = evaluate_on_questions
     else:
@@ -80,7 +87,9 @@ def run(options):
             check_task(options.task, TASKS, "a text classifier")
             check_not_given({"languages": options.languages}, [MLQA], options.task)
             check_not_given(
-                {"num_examples": options.num_examples}, of_questions, options.task
+                {"num_examples": options.num_examples, "strict": options.strict},
+                of_questions,
+                options.task,
             )
         evaluate = evaluate_model
     print(evaluate(options.model, options.task, **settings))

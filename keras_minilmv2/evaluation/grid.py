@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import statistics
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -80,13 +81,17 @@ def grid_cells(learning_rates, epochs, seeds):
 
     Raises:
         ValueError: if there is none, a learning rate is not above 0, a number of
-            epochs is below 1 or a seed below 0.
+            epochs is below 1 or a seed below 0 or beyond 32 bits.
     """
-    for name, values, least in (("epochs", epochs, 1), ("seed", seeds, 0)):
+    for name, values, least, below in (
+        ("epochs", epochs, 1, math.inf),
+        ("seed", seeds, 0, 2**32),
+    ):
         for value in values:
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or not least <= value < below:
+                limit = "" if math.isinf(below) else f", below {below}"
                 raise ValueError(
-                    f"`{name}` must be whole numbers of at least {least}. "
+                    f"`{name}` must be whole numbers of at least {least}{limit}. "
                     f"Received: {name}={value}."
                 )
     for value in learning_rates:

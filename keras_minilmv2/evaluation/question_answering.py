@@ -290,6 +290,21 @@ def span_features(
     )
 
 
+def labelled_windows(features):
+    """Indices of the windows whose label is known: those that can be trained on.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    rows = np.flatnonzero(features.start_positions >= 0)
+    if not len(rows):
+        raise ValueError(
+            "`features` must have a window whose label is known. "
+            f"Received: features of {len(features)} windows."
+        )
+    return rows
+
+
 def span_dataset(features, batch_size, *, num_epochs=1, seed=0):
     """Batches of windows of like lengths, in another order in every epoch.
 
@@ -309,12 +324,7 @@ def span_dataset(features, batch_size, *, num_epochs=1, seed=0):
         ValueError: if no window is left, or a size is not positive.
     """
     check_positive(batch_size=batch_size, num_epochs=num_epochs)
-    rows = np.flatnonzero(features.start_positions >= 0)
-    if not len(rows):
-        raise ValueError(
-            "`features` must have a window whose label is known. "
-            f"Received: features of {len(features)} windows."
-        )
+    rows = labelled_windows(features)
     lengths = features.padded_lengths(rows)
 
     def batches():

@@ -434,7 +434,8 @@ def _lines(path):
 
 def _read_file(task, part, path):
     lines = _lines(path)
-    header = list(part.columns or next(lines, (1, []))[1])
+    last, header = (0, part.columns) if part.columns else next(lines, (1, []))
+    header = list(header)
     wanted = list(task.text_columns)
     wanted += [task.label_column] if part.has_labels else []
     wanted += ["language"] if part.by_language else []
@@ -445,6 +446,9 @@ def _read_file(task, part, path):
     texts, labels, languages, num_broken = [], [], [], 0
     for number, cells in lines:
         # Predictions for a test split are numbered: none of its rows may be left out.
+        if not part.has_labels and number != last + 1:
+            raise _refused("without blank lines", path, last + 1, "which is one")
+        last = number
         skips = task.skips_broken_rows and part.has_labels
         if skips and len(cells) < len(header):
             num_broken += 1

@@ -43,6 +43,7 @@ def test_a_grid_has_all_seeds_of_a_setting_together_and_none_twice():
         (((1e-5,), (0,), (0,)), "`epochs` must be whole.*at least 1.*epochs=0"),
         (((1e-5,), (2.5,), (0,)), "`epochs` must be whole.*epochs=2.5"),
         (((1e-5,), (3,), (-1,)), "`seed` must be whole.*at least 0.*seed=-1"),
+        (((1e-5,), (3,), (2**32,)), "`seed` must be.*below 4294967296.*seed=4294"),
         (((1e-5,), (3,), ()), "must have a value each"),
     ],
 )

@@ -108,6 +108,15 @@ def test_broken_rows_of_qqp_are_left_out_and_counted(tmp_path):
         load_examples(TASKS["qqp"], "test", tmp_path)
 
 
+def test_blank_lines_do_not_shift_the_rows_of_a_submission(tmp_path):
+    path = tmp_path / "SST-2/test.tsv"
+    write(path, "index\tsentence", "0\tfine", "1\tgood", "")
+    assert load_examples(TASKS["sst2"], "test", tmp_path).texts == (["fine", "good"],)
+    write(path, "index\tsentence", "0\tfine", "", "2\tgood")
+    with pytest.raises(ValueError, match="without blank lines.*test.tsv, line 3,"):
+        load_examples(TASKS["sst2"], "test", tmp_path)
+
+
 def test_xnli_is_in_several_languages(tmp_path):
     write(
         tmp_path / "XNLI-1.0/xnli.dev.tsv",
