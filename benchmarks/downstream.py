@@ -348,7 +348,7 @@ def curve(rows):
             axes.plot(np.divide(tokens, 1e6), values, f"C{i}o-", label=name)
     axes.set(xlabel="tokens distilled [millions]", ylabel="STS-B dev, Spearman x 100")
     axes.set_xlim(left=0)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     axes.grid(alpha=0.3)
     return figure
 
