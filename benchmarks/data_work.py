@@ -51,8 +51,8 @@ def first_update(directory, steps):
     import keras
     import numpy as np
 
-    from keras_minilmv2.demo import demo_recipe
-    from keras_minilmv2.runs import distill
+    from keras_minilmv2.runs.demo import demo_recipe
+    from keras_minilmv2.runs.distill import distill
 
     recipe = dataclasses.replace(
         demo_recipe(corpus=(directory,)),

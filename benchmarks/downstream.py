@@ -27,13 +27,13 @@ from scipy.stats import spearmanr
 
 from keras_minilmv2.backbones.families import uses_segment_ids
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-from keras_minilmv2.evaluation.classifiers import text_preprocessor
-from keras_minilmv2.evaluation.fine_tuning import encode
-from keras_minilmv2.evaluation.tasks import get_task, load_examples
-from keras_minilmv2.files import replacing_file
-from keras_minilmv2.recipes import load_recipe
-from keras_minilmv2.report import hardware
-from keras_minilmv2.tables import count, markdown_table
+from keras_minilmv2.downstream.classifiers import text_preprocessor
+from keras_minilmv2.downstream.fine_tuning import encode
+from keras_minilmv2.downstream.tasks import get_task, load_examples
+from keras_minilmv2.runs.recipes import load_recipe
+from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.utils.hardware import hardware
+from keras_minilmv2.utils.tables import count, markdown_table
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "laptop_l3_h384.py"
 BEGINNING = ",".join(map(str, load_recipe(RECIPE).student_teacher_layers))

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from worker import high_water_mark
 
-from keras_minilmv2.files import replacing_file
-from keras_minilmv2.tables import markdown_table
+from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.utils.tables import markdown_table
 
 HERE = Path(__file__).parent
 NOT_MEASURED = "not measured"

@@ -25,7 +25,7 @@ from keras_minilmv2.data.shards import (
     row_dtype,
     tokenizer_identity,
 )
-from keras_minilmv2.demo import packaged_teacher
+from keras_minilmv2.runs.demo import packaged_teacher
 
 LENGTH, VOCABULARY = 128, 30_522
 NUM_SHARDS = 10

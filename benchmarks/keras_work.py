@@ -155,7 +155,7 @@ def step(
     """One update of the student, dropout on, as `fit` does it."""
     import tensorflow as tf
 
-    from keras_minilmv2.planning import step_operations
+    from keras_minilmv2.planning.plan import step_operations
 
     keras.config.set_dtype_policy(policy)
     pair = PAIRS[pair]
@@ -276,8 +276,8 @@ def fine_tune(pair, batch, lengths, through="flat blocks", seed=0):
         seed: int.
     """
     from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
-    from keras_minilmv2.evaluation.classifiers import text_classifier
-    from keras_minilmv2.evaluation.fine_tuning import training_step
+    from keras_minilmv2.downstream.classifiers import text_classifier
+    from keras_minilmv2.downstream.fine_tuning import training_step
     from keras_minilmv2.training.schedule import adamw
 
     pair = PAIRS[pair]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from harness import NOT_MEASURED
 
-from keras_minilmv2.files import replacing_file
-from keras_minilmv2.tables import markdown_table
+from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.utils.tables import markdown_table
 
 SECTIONS = {
     "relation_loss": "The relation loss alone",

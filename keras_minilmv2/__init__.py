@@ -8,18 +8,18 @@ from keras_minilmv2.version import __version__
 
 if TYPE_CHECKING:
     from keras_minilmv2.backbones.attention import GatedAttention, QKVAttention
-    from keras_minilmv2.backbones.hugging_face_export import export_to_hugging_face
+    from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
     from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
     from keras_minilmv2.backbones.projections import qkv_model
+    from keras_minilmv2.backbones.saving import save_student
     from keras_minilmv2.backbones.students import student_backbone
     from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
     from keras_minilmv2.data.packing import batches, packed_examples
     from keras_minilmv2.data.text import Corpus
     from keras_minilmv2.distillation.distiller import RelationDistiller
     from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
-    from keras_minilmv2.files import save_student
-    from keras_minilmv2.fine_tuning_runs import evaluate_model, fine_tune
-    from keras_minilmv2.recipes import Recipe, load_recipe
+    from keras_minilmv2.runs.fine_tune import evaluate_model, fine_tune
+    from keras_minilmv2.runs.recipes import Recipe, load_recipe
     from keras_minilmv2.serving.saved_model import export_saved_model
     from keras_minilmv2.training.schedule import WarmupLinearDecay, adamw
 
@@ -29,22 +29,22 @@ _MODULE_OF_NAME = {
     "Corpus": "data.text",
     "GatedAttention": "backbones.attention",
     "QKVAttention": "backbones.attention",
-    "Recipe": "recipes",
+    "Recipe": "runs.recipes",
     "RelationDistiller": "distillation.distiller",
     "RelationLoss": "distillation.losses",
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
     "batches": "data.packing",
-    "evaluate_model": "fine_tuning_runs",
+    "evaluate_model": "runs.fine_tune",
     "export_saved_model": "serving.saved_model",
-    "export_to_hugging_face": "backbones.hugging_face_export",
-    "fine_tune": "fine_tuning_runs",
+    "export_to_hugging_face": "backbones.hugging_face.export",
+    "fine_tune": "runs.fine_tune",
     "load_backbone": "backbones.loading",
-    "load_recipe": "recipes",
+    "load_recipe": "runs.recipes",
     "load_tokenizer": "backbones.loading",
     "packed_examples": "data.packing",
     "qkv_model": "backbones.projections",
-    "save_student": "files",
+    "save_student": "backbones.saving",
     "shrink_vocabulary": "backbones.vocabulary",
     "student_backbone": "backbones.students",
 }

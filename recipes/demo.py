@@ -12,6 +12,6 @@ Result:  see the README
 Source:  our own settings; the method of Wang et al., 2021
 """
 
-from keras_minilmv2.demo import demo_recipe
+from keras_minilmv2.runs.demo import demo_recipe
 
 recipe = demo_recipe()

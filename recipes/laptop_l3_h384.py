@@ -11,7 +11,7 @@ Source:  our own settings; the method of Wang et al., 2021
 """
 
 from keras_minilmv2 import Recipe
-from keras_minilmv2.demo import packaged_teacher
+from keras_minilmv2.runs.demo import packaged_teacher
 
 recipe = Recipe(
     # Teacher. 6 layers of 384; the last one is distilled.

@@ -5,16 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import downstream
+import harness
+import profile_step
 import pytest
+import train_step
+import write_results
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import downstream  # noqa: E402
-import harness  # noqa: E402
-import profile_step  # noqa: E402
-import train_step  # noqa: E402
-import write_results  # noqa: E402
 
 WORKS = """
 import time

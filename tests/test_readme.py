@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keras_minilmv2 import cli
-from keras_minilmv2.demo import write_python_documentation
+from keras_minilmv2.runs.demo import write_python_documentation
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,7 @@ import functools
 
 import keras
 
-from keras_minilmv2.devices import runs_on_accelerator
+from keras_minilmv2.utils.devices import runs_on_accelerator
 
 _VALUES = 2**16
 

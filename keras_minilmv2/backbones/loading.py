@@ -8,11 +8,11 @@ import keras_hub
 from keras_hub.src.utils.preset_utils import KerasPresetLoader
 
 from keras_minilmv2.backbones.families import FAMILIES
-from keras_minilmv2.backbones.hugging_face_tokenizers import (
+from keras_minilmv2.backbones.hugging_face.tokenizers import (
     load_hugging_face_tokenizer,
     split_words_like_gpt2,
 )
-from keras_minilmv2.backbones.hugging_face_weights import load_hugging_face_backbone
+from keras_minilmv2.backbones.hugging_face.weights import load_hugging_face_backbone
 from keras_minilmv2.backbones.preset_files import (
     check_preset,
     find_file,

@@ -10,9 +10,9 @@ import tensorflow as tf
 from keras import ops
 from tokenizers import pre_tokenizers
 
-from keras_minilmv2.backbones import sentence_piece_models as spm
 from keras_minilmv2.backbones.families import check_tokenizer, family_of
-from keras_minilmv2.backbones.hugging_face_tokenizers import split_words_like_gpt2
+from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
+from keras_minilmv2.tokenization import sentence_piece as spm
 
 # Texts tokenized at a time.
 _BATCH = 256

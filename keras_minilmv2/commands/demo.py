@@ -30,7 +30,7 @@ def add(commands):
 
 def run(options):
     """Runs the demo."""
-    from keras_minilmv2.demo import run_demo
+    from keras_minilmv2.runs.demo import run_demo
 
     run_demo(
         options.output_dir,

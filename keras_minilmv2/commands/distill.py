@@ -37,7 +37,7 @@ def add(commands):
 
 def run(options):
     """Runs a recipe."""
-    from keras_minilmv2.recipes import load_recipe
+    from keras_minilmv2.runs.recipes import load_recipe
 
     recipe = load_recipe(options.recipe).override(options.assignments)
     if options.decode_errors:
@@ -47,8 +47,8 @@ def run(options):
 
 def run_recipe(recipe, options):
     """Trains the student of a recipe and says what came out."""
-    from keras_minilmv2.report import held_out_summary
-    from keras_minilmv2.runs import distill
+    from keras_minilmv2.runs.distill import distill
+    from keras_minilmv2.runs.report import held_out_summary
 
     result = distill(recipe, options.output_dir, overwrite=options.overwrite)
     if not result.finished:

@@ -55,9 +55,9 @@ def add(commands):
 
 def run(options):
     """Evaluates a model."""
-    from keras_minilmv2.evaluation.tasks import TASKS
-    from keras_minilmv2.fine_tuning_runs import evaluate_model, is_classifier
-    from keras_minilmv2.span_runs import (
+    from keras_minilmv2.downstream.tasks import TASKS
+    from keras_minilmv2.runs.fine_tune import evaluate_model, is_classifier
+    from keras_minilmv2.runs.span_runs import (
         MLQA,
         SPAN_TASKS,
         evaluate_on_questions,

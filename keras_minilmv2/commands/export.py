@@ -67,7 +67,7 @@ def add(commands):
 
 def run(options):
     """Exports a model."""
-    from keras_minilmv2.exporting import export
+    from keras_minilmv2.runs.export import export
 
     if options.form == "saved_model":
         lengths = options.sequence_length

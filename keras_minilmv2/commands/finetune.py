@@ -68,9 +68,9 @@ def add(commands):
 
 def run(options):
     """Fine-tunes a model."""
-    from keras_minilmv2.evaluation.tasks import TASKS
-    from keras_minilmv2.fine_tuning_runs import fine_tune
-    from keras_minilmv2.span_runs import SPAN_TASKS, fine_tune_on_squad
+    from keras_minilmv2.downstream.tasks import TASKS
+    from keras_minilmv2.runs.fine_tune import fine_tune
+    from keras_minilmv2.runs.span_runs import SPAN_TASKS, fine_tune_on_squad
 
     check_task(options.task, (*TASKS, *SPAN_TASKS), "an encoder")
     settings = {

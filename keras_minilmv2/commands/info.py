@@ -19,6 +19,6 @@ def add(commands):
 
 def run(options):
     """Says what a model is."""
-    from keras_minilmv2.info import model_facts
+    from keras_minilmv2.runs.info import model_facts
 
     print_facts(model_facts(options.model))

@@ -49,8 +49,8 @@ def add(commands):
 
 def run(options):
     """Tries layers."""
-    from keras_minilmv2.layer_choice import best_trial, choose_layer, trial_table
-    from keras_minilmv2.recipes import load_recipe
+    from keras_minilmv2.runs.layers import best_trial, choose_layer, trial_table
+    from keras_minilmv2.runs.recipes import load_recipe
 
     recipe = load_recipe(options.recipe).override(
         [

@@ -38,8 +38,8 @@ def add(commands):
 
 def run(options):
     """Prints operations, memory and hours of a recipe."""
-    from keras_minilmv2.planning import plan, plan_text
-    from keras_minilmv2.recipes import load_recipe
+    from keras_minilmv2.planning.plan import plan, plan_text
+    from keras_minilmv2.runs.recipes import load_recipe
 
     recipe = load_recipe(options.recipe).override(options.assignments)
     result = plan(recipe, device=options.device, memory_gb=options.memory)

@@ -36,7 +36,7 @@ def add(commands):
 
 def run(options):
     """Pre-trains the student of a recipe."""
-    from keras_minilmv2.recipes import load_recipe
+    from keras_minilmv2.runs.recipes import load_recipe
 
     # Without its teacher, whose weights it begins with only if that is asked for.
     changes = [

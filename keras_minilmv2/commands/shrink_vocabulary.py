@@ -43,8 +43,8 @@ def add(commands):
 
 def run(options):
     """Makes a vocabulary smaller and prints what became of it."""
-    from keras_minilmv2.shrinking import shrink
-    from keras_minilmv2.tables import markdown_table
+    from keras_minilmv2.runs.shrink import shrink
+    from keras_minilmv2.utils.tables import markdown_table
 
     rows = shrink(
         options.model,

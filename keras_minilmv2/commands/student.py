@@ -30,9 +30,9 @@ def add(commands):
 
 def run(options):
     """Writes a student."""
-    from keras_minilmv2.recipes import load_recipe
-    from keras_minilmv2.report import describe
-    from keras_minilmv2.runs import write_student
+    from keras_minilmv2.runs.distill import write_student
+    from keras_minilmv2.runs.recipes import load_recipe
+    from keras_minilmv2.runs.report import describe
 
     recipe = load_recipe(options.recipe).override(options.assignments)
     student = write_student(recipe, options.output_dir, options.truncated_teacher)

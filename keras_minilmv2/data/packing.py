@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tokenizers
 
-from keras_minilmv2.backbones.tokenizers import (
+from keras_minilmv2.tokenization.packable import (
     check_packable,
     without_special_tokens_in_text,
 )

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from keras_minilmv2.data.text import is_url
-from keras_minilmv2.files import replacing_file
+from keras_minilmv2.utils.files import replacing_file
 
 
 class Storage:

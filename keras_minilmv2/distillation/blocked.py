@@ -22,12 +22,12 @@ Reference:
 import keras
 from keras import ops
 
-from keras_minilmv2.devices import runs_on_accelerator
 from keras_minilmv2.distillation.relations import (
     MASKED_LOGIT,
     PROJECTION_OF_LETTER,
     split_relation_heads,
 )
+from keras_minilmv2.utils.devices import runs_on_accelerator
 
 # Entries of the relations of a block. On a CPU 2 MB of float32, the fastest of the
 # sizes tried at 128 and 512 tokens. Elsewhere 128 MB, which is not measured.

@@ -11,8 +11,8 @@ Replaces `make_train_function`, `make_test_function` and `_maybe_symbolic_build`
 import keras
 import tensorflow as tf
 
-from keras_minilmv2.devices import runs_on_accelerator
-from keras_minilmv2.gradients import dense
+from keras_minilmv2.training.gradients import dense
+from keras_minilmv2.utils.devices import runs_on_accelerator
 
 
 class TensorFlowSteps:

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_minilmv2.backbones.families import zero_segment_ids
-from keras_minilmv2.files import save_student
+from keras_minilmv2.backbones.saving import save_student
 
 # Each imports its framework, which may be the only one installed.
 if keras.backend.backend() == "tensorflow":

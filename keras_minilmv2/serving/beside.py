@@ -4,8 +4,8 @@ import json
 import shlex
 import urllib.parse
 
-from keras_minilmv2.files import replacing_file
 from keras_minilmv2.serving.manifest import MANIFEST
+from keras_minilmv2.utils.files import replacing_file
 
 _MODELS_CONFIG = """\
 # tensorflow_model_server --model_config_file=models.config

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_minilmv2.tables import markdown_table
+from keras_minilmv2.utils.tables import markdown_table
 
 _REPEATS = 20
 

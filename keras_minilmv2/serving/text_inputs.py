@@ -7,11 +7,11 @@ spaces are plain ones for WordPiece, byte pairs are GPT-2's.
 import keras_hub
 import tensorflow as tf
 
-from keras_minilmv2.backbones.tokenizers import (
+from keras_minilmv2.tokenization.byte_pair_graph import BytePairGraph
+from keras_minilmv2.tokenization.packable import (
     check_packable,
     without_special_tokens_in_text,
 )
-from keras_minilmv2.serving.byte_pair import BytePairGraph
 
 # Unicode's spaces and separators of lines and paragraphs, the ASCII ones left out.
 _SPACES = "[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
-from keras_minilmv2.files import replacing_file
+from keras_minilmv2.utils.files import replacing_file
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
 

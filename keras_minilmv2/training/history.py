@@ -5,7 +5,7 @@ import csv
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from keras_minilmv2.files import replacing_file
+from keras_minilmv2.utils.files import replacing_file
 
 
 class History:

@@ -15,7 +15,7 @@ from keras_minilmv2.backbones.flat_blocks import (
     with_flat_blocks,
 )
 from keras_minilmv2.backbones.projections import block_calls, qkv_model
-from keras_minilmv2.evaluation.classifiers import text_classifier
+from keras_minilmv2.downstream.classifiers import text_classifier
 
 
 def as_keras_has_it(monkeypatch, backbone, layer):

@@ -18,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-from keras_minilmv2.backbones.sentence_piece_models import read_model
+from keras_minilmv2.tokenization.sentence_piece import read_model
 
 # Tiny models saved by transformers, and what transformers computes with them: see
 # tests/reference/make_reference.py.

@@ -18,13 +18,13 @@ from small_vocabularies import (
     sentence_piece_model,
 )
 
-from keras_minilmv2.backbones import sentence_piece_models as spm
 from keras_minilmv2.backbones.families import vocabulary_size
-from keras_minilmv2.backbones.hugging_face_tokenizers import split_words_like_gpt2
+from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.vocabulary import shrink_vocabulary, token_counter
 from keras_minilmv2.data.text import Corpus
-from keras_minilmv2.shrinking import shrink
+from keras_minilmv2.runs.shrink import shrink
+from keras_minilmv2.tokenization import sentence_piece as spm
 
 KEPT = ("the quick fox", "fox the, quick 12", "(quick) quick the!")
 NEW = ("the lazy dog jumps", "foxes jumps the dogs")

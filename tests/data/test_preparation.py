@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -351,7 +352,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(path, tokenizer, tmp_path):
         (path / f"more{number}.txt").write_text((path / "4.txt").read_text() * 30)
     prepare_small(path, tokenizer, tmp_path / "undisturbed", unit_bytes=20_000)
     output_dir = tmp_path / "killed"
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parents[1] / "helpers")
     num_shards = [0]
     for _ in range(3):
         process = subprocess.Popen(
@@ -399,7 +400,7 @@ def test_memory_does_not_grow_with_the_corpus(path, tmp_path, unit_bytes):
                 _MEASURED,
                 str(file),
                 str(tmp_path / str(size)),
-                os.path.dirname(__file__),
+                str(Path(__file__).parents[1] / "helpers"),
                 str(unit_bytes),
             ],
             capture_output=True,

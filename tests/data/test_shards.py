@@ -11,6 +11,7 @@ from small_examples import numbers, write_examples
 from small_tokenizers import FAMILIES, make_tokenizer, word_piece_vocabulary
 
 from keras_minilmv2.backbones.loading import load_tokenizer
+from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.data.shards import (
     PreparedExamples,
     ShardWriter,
@@ -18,7 +19,6 @@ from keras_minilmv2.data.shards import (
     row_dtype,
     tokenizer_identity,
 )
-from keras_minilmv2.files import save_student
 
 
 @pytest.fixture

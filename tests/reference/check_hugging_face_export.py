@@ -70,7 +70,7 @@ def models(tokenizer_of):
     """Pairs of model and tokenizer by name, with weights far from fresh ones."""
     import keras_hub
 
-    from keras_minilmv2.evaluation.classifiers import ElectraTextClassifier
+    from keras_minilmv2.downstream.classifiers import ElectraTextClassifier
 
     keras_models = keras_hub.models
     classifiers = {
@@ -129,7 +129,7 @@ def packed(tokenizer, model, texts, segments):
 def write(data, directory):
     """Exports every model, and what Keras computes with it."""
     from keras_minilmv2.backbones.families import uses_segment_ids
-    from keras_minilmv2.backbones.hugging_face_export import export_to_hugging_face
+    from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
 
     directory.mkdir(parents=True)
     texts = sentences(data)

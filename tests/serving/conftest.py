@@ -1,11 +1,6 @@
 import functools
-import sys
-from pathlib import Path
 
 import pytest
-
-# Small backbones and tokenizers.
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("backbones", "data")]
 
 
 @pytest.fixture(scope="session")

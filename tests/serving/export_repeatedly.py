@@ -6,7 +6,7 @@ python export_repeatedly.py DIRECTORY
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("backbones", "data")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 if __name__ == "__main__":
     from small_exports import small_export

@@ -17,7 +17,7 @@ from small_exports import (
 )
 
 from keras_minilmv2.data.packing import tokenize_function
-from keras_minilmv2.evaluation.span_model import SpanModel
+from keras_minilmv2.downstream.span_model import SpanModel
 from keras_minilmv2.serving.saved_model import export_saved_model
 
 TEXTS = ["the quick brown fox", "", "dog " * 30]

@@ -5,7 +5,7 @@ import tensorflow as tf
 from small_exports import make_tokenizer
 from small_tokenizers import FAMILIES, WORDS
 
-from keras_minilmv2.backbones.hugging_face_tokenizers import split_words_like_gpt2
+from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.data.packing import tokenize_function
 from keras_minilmv2.serving.text_inputs import TextInputs
 

@@ -1,0 +1,1 @@
+"""Encoders as Hugging Face transformers saves them, both ways."""

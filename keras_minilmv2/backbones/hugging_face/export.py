@@ -1,0 +1,305 @@
+"""A backbone or text classifier as a directory that transformers loads."""
+
+from pathlib import Path
+
+import keras_hub
+import numpy as np
+from safetensors.numpy import save_file
+
+from keras_minilmv2.backbones.families import (
+    check_tokenizer,
+    family_of,
+    uses_segment_ids,
+    vocabulary_size,
+)
+from keras_minilmv2.backbones.hugging_face.model_card import model_card, read_facts
+from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_files
+from keras_minilmv2.backbones.hugging_face.weights import encoder_weights, scope_of
+from keras_minilmv2.backbones.preset_files import check_new_directory, write_json
+from keras_minilmv2.utils.files import replacing_directory
+
+# Names in config.json of what every family has, DistilBERT apart.
+_CONFIG_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "hidden_dim": "hidden_size",
+    "intermediate_dim": "intermediate_size",
+    "dropout": "hidden_dropout_prob",
+    "embedding_dim": "embedding_size",
+    "num_segments": "type_vocab_size",
+    "num_groups": "num_hidden_groups",
+    "num_inner_repetitions": "inner_group_num",
+}
+_DISTILBERT_CONFIG_NAMES = {
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "hidden_dim": "dim",
+    "intermediate_dim": "hidden_dim",
+    "dropout": "dropout",
+}
+
+_CLASS_NAMES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "albert": "Albert",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+}
+
+_DROPOUT_NAMES = {
+    "bert": "classifier_dropout",
+    "roberta": "classifier_dropout",
+    "xlm-roberta": "classifier_dropout",
+    "albert": "classifier_dropout_prob",
+    "distilbert": "seq_classif_dropout",
+    "electra": "classifier_dropout",
+}
+
+# The dense layers of a classifier by their names in transformers.
+_PLAIN_HEAD = {"classifier": "output_dense"}
+_ROBERTA_HEAD = {
+    "classifier.dense": "pooled_dense",
+    "classifier.out_proj": "output_dense",
+}
+_HEADS = {
+    "bert": _PLAIN_HEAD,
+    "albert": _PLAIN_HEAD,
+    "roberta": _ROBERTA_HEAD,
+    "xlm-roberta": _ROBERTA_HEAD,
+    "distilbert": {"pre_classifier": "pooled_dense", "classifier": "output_dense"},
+    "electra": {
+        "classifier.dense": "hidden_dense",
+        "classifier.out_proj": "output_dense",
+    },
+}
+
+
+def export_to_hugging_face(
+    model,
+    tokenizer,
+    directory,
+    *,
+    facts=None,
+    labels=None,
+    sentence_transformers=False,
+    overwrite=False,
+):
+    """Writes a directory that Hugging Face transformers loads.
+
+    `AutoModel` computes what the keras-nlp model computes, in inference mode, and
+    `AutoTokenizer` gives its token ids. The directory holds `config.json`,
+    `model.safetensors` in float32, `tokenizer.json`, the older vocabulary files and a
+    model card, and `load_backbone` and `load_tokenizer` read it back. Written to a
+    temporary directory and renamed.
+
+    Transformers 4.45 or later reads the tokenizers. Where the two libraries part:
+
+    - keras-nlp's WordPiece makes a word of more than 100 bytes unknown, transformers'
+      one of more than 100 characters; keras-nlp folds the case of Cherokee and of nine
+      old Cyrillic letters otherwise.
+    - RoBERTa of keras-nlp loses the digit `६` inside of tf.data.
+    - XLM-R has a choice where two ways to cut a word score the same, as in `....`.
+    - Special tokens written out in the text are special to transformers.
+    - transformers' ELECTRA has no pooler: it leaves out the weights of keras-nlp's.
+    - A classifier's output is the logits, whatever its `activation`.
+
+    Args:
+        model: a keras-nlp backbone of a supported family, or a text classifier with
+            one: `BertTextClassifier` and so on.
+        tokenizer: its keras-nlp tokenizer; None for that of a classifier's
+            preprocessor.
+        directory: str or path.
+        facts: what the model card says of the model's origin: None, a dict, or the
+            path of a run's directory, of its `recipe.json` or its `report.md`. Of a
+            dict, `"teacher"`, `"results"` (Markdown, or a dict) and `"license"` have
+            places of their own; all else becomes a row of a table.
+        labels: list of str. Names of a classifier's classes.
+        sentence_transformers: bool. Whether sentence-transformers is to load the
+            directory as an encoder of sentences: the mean over tokens.
+        overwrite: bool. Whether a directory that is not empty is replaced.
+
+    Raises:
+        TypeError: if the model or the tokenizer is of no supported family.
+        ValueError: if tokenizer and model do not fit, or the model is one that
+            transformers has no place for.
+        FileExistsError: if the directory is not empty and `overwrite` is not set.
+    """
+    directory = Path(directory)
+    check_new_directory("directory", directory, overwrite)
+    backbone, classifier = _backbone_and_classifier(model)
+    family = family_of(backbone)
+    if tokenizer is None:
+        tokenizer = _own_tokenizer(classifier)
+    files = tokenizer_files(tokenizer)
+    check_tokenizer(backbone, tokenizer)
+    if sentence_transformers and classifier is not None:
+        raise ValueError(
+            "`sentence_transformers` must not be set for a classifier. "
+            f"Received: model of type {type(model).__name__}."
+        )
+    num_classes = None if classifier is None else classifier.num_classes
+    config = {
+        **_config(family, backbone, tokenizer),
+        **_label_config(labels, num_classes),
+    }
+    weights = encoder_weights(backbone)
+    class_name = f"{_CLASS_NAMES[family.model_type]}Model"
+    if classifier is not None:
+        class_name = f"{_CLASS_NAMES[family.model_type]}ForSequenceClassification"
+        config[_DROPOUT_NAMES[family.model_type]] = classifier.dropout
+        scope = scope_of(family.model_type)
+        weights = {scope + name: tensor for name, tensor in weights.items()}
+        weights.update(_head_weights(family, classifier))
+    config["architectures"] = [class_name]
+    card = model_card(backbone, read_facts(facts), num_classes, sentence_transformers)
+    input_names = ["input_ids", "attention_mask"]
+    if uses_segment_ids(backbone):
+        input_names.insert(1, "token_type_ids")
+
+    with replacing_directory(directory) as fresh:
+        write_json(fresh / "config.json", config)
+        save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
+        files.write(fresh, backbone.max_sequence_length, input_names)
+        if sentence_transformers:
+            _write_sentence_transformers(fresh, backbone)
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def _backbone_and_classifier(model):
+    """The encoder of a model, and the model if it is a classifier."""
+    if isinstance(model, keras_hub.models.Backbone):
+        return model, None
+    if not isinstance(model, keras_hub.models.TextClassifier):
+        raise TypeError(
+            "`model` must be a keras-nlp backbone or text classifier. "
+            f"Received: model of type {type(model).__name__}."
+        )
+    return model.backbone, model
+
+
+def _own_tokenizer(classifier):
+    if classifier is None or classifier.preprocessor is None:
+        raise ValueError(
+            "`tokenizer` must be given for a model without a preprocessor. "
+            "Received: tokenizer=None."
+        )
+    return classifier.preprocessor.tokenizer
+
+
+def _config(family, backbone, tokenizer):
+    """`config.json` of the encoder."""
+    arguments = backbone.get_config()
+    is_roberta = family.name in ("RoBERTa", "XLM-R")
+    # RoBERTa counts positions from the one after the padding token's.
+    if is_roberta and tokenizer.pad_token_id != 1:
+        raise ValueError(
+            "`tokenizer` must have the padding token at id 1, as transformers' class "
+            f"has. Received: pad_token_id={tokenizer.pad_token_id}."
+        )
+    config = {
+        "model_type": family.model_type,
+        "dtype": "float32",
+        "vocab_size": vocabulary_size(backbone),
+        "max_position_embeddings": backbone.max_sequence_length + 2 * is_roberta,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family.name == "DistilBERT":
+        names = _DISTILBERT_CONFIG_NAMES
+        config["activation"] = "gelu"
+        config["attention_dropout"] = backbone.dropout
+        config["sinusoidal_pos_embds"] = False
+    else:
+        names = _CONFIG_NAMES
+        # BERT, ALBERT and ELECTRA of keras-nlp compute the tanh form.
+        config["hidden_act"] = "gelu" if is_roberta else "gelu_pytorch_tanh"
+        config["attention_probs_dropout_prob"] = backbone.dropout
+        config["layer_norm_eps"] = 1e-5 if is_roberta else 1e-12
+    config.update(
+        {names[name]: value for name, value in arguments.items() if name in names}
+    )
+    if is_roberta:
+        config["type_vocab_size"] = 1
+    if is_roberta or family.name == "ALBERT":
+        config["bos_token_id"] = tokenizer.start_token_id
+        config["eos_token_id"] = tokenizer.end_token_id
+    return config
+
+
+def _label_config(labels, num_classes):
+    """The names of the classes, which also tell transformers their number."""
+    if labels is None:
+        labels = [f"LABEL_{i}" for i in range(num_classes or 0)]
+    elif len(labels) != (num_classes or 0):
+        raise ValueError(
+            "`labels` must name every class of a classifier. "
+            f"Received: labels={labels}, num_classes={num_classes}."
+        )
+    if not labels:
+        return {}
+    return {
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+
+
+def _head_weights(family, classifier):
+    """The dense layers of a classifier, by their names in transformers."""
+    weights = {}
+    hidden_dim = classifier.backbone.hidden_dim
+    for name, attribute in _HEADS[family.model_type].items():
+        layer = getattr(classifier, attribute, None)
+        if layer is None:
+            raise TypeError(
+                f"`model` must be a text classifier with a layer {attribute}. "
+                f"Received: model of type {type(classifier).__name__}."
+            )
+        kernel = np.asarray(layer.kernel, dtype="float32")
+        if kernel.shape not in (
+            (hidden_dim, hidden_dim),
+            (hidden_dim, classifier.num_classes),
+        ):
+            raise ValueError(
+                f"`model` must have a head as wide as its backbone, {hidden_dim}, as "
+                f"transformers' class has. Received: {attribute} of shape "
+                f"{kernel.shape}."
+            )
+        weights[f"{name}.weight"] = np.ascontiguousarray(kernel.T)
+        weights[f"{name}.bias"] = np.asarray(layer.bias, dtype="float32")
+    return weights
+
+
+def _write_sentence_transformers(directory, backbone):
+    """The files that make sentence-transformers take the mean over tokens."""
+    write_json(
+        directory / "modules.json",
+        [
+            {
+                "idx": 0,
+                "name": "0",
+                "path": "",
+                "type": "sentence_transformers.models.Transformer",
+            },
+            {
+                "idx": 1,
+                "name": "1",
+                "path": "1_Pooling",
+                "type": "sentence_transformers.models.Pooling",
+            },
+        ],
+    )
+    (directory / "1_Pooling").mkdir()
+    write_json(
+        directory / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": backbone.hidden_dim,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": True,
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    write_json(
+        directory / "sentence_bert_config.json",
+        {"max_seq_length": backbone.max_sequence_length, "do_lower_case": False},
+    )

@@ -1,0 +1,205 @@
+"""The README.md of an exported model: what it is, where it is from, what it scored."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from keras_minilmv2.backbones.families import family_of, vocabulary_size
+from keras_minilmv2.utils.tables import count, markdown_table
+from keras_minilmv2.version import __version__
+
+_RECIPE = "recipe.json"
+_REPORT = "report.md"
+_FORMS = "a dict, or the path of a run directory, its recipe.json or its report.md"
+
+
+def read_facts(facts):
+    """What is to be said of a model's origin.
+
+    Args:
+        facts: None; a dict, of which `"results"` (Markdown text, or a dict) and
+            `"license"` have places of their own in the card and all else becomes a
+            row of its table; or the path of a run's directory, of its `recipe.json`
+            or of its `report.md`.
+
+    Returns:
+        dict.
+
+    Raises:
+        TypeError: if `facts` is none of these.
+        ValueError: if there is no such file, or it cannot be read.
+    """
+    if facts is None:
+        return {}
+    if isinstance(facts, Mapping):
+        return dict(facts)
+    if not isinstance(facts, str | os.PathLike):
+        raise TypeError(
+            f"`facts` must be {_FORMS}. "
+            f"Received: facts={facts!r} of type {type(facts).__name__}."
+        )
+    path = Path(facts)
+    files = [path / _RECIPE, path / _REPORT] if path.is_dir() else [path]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        raise ValueError(f"`facts` must be {_FORMS}. Received: facts={str(facts)!r}.")
+    found = {}
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+            found.update(
+                json.loads(text) if file.suffix == ".json" else _read_report(text)
+            )
+        except (UnicodeDecodeError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"`facts` must hold a {file.name} that can be read. "
+                f"Received: facts={str(facts)!r} ({error})."
+            ) from error
+    return found
+
+
+def _read_report(text):
+    """The tables of a report and the sentences that stand over them."""
+    paragraphs = [
+        paragraph
+        for paragraph in text.strip().split("\n\n")
+        # Neither the title, nor the picture, nor what lies where in the directory.
+        if not paragraph.startswith(("# ", "![", "The student is in"))
+    ]
+    return {"results": "\n\n".join(paragraphs)}
+
+
+def model_card(backbone, facts, num_classes, sentence_transformers):
+    """Markdown of the card, with the header that the Hugging Face hub reads.
+
+    Args:
+        backbone: a keras-nlp backbone of a supported family.
+        facts: dict, as from `read_facts`.
+        num_classes: int, the outputs of a classifier; None for an encoder alone.
+        sentence_transformers: bool. Whether sentence-transformers reads the model.
+    """
+    family = family_of(backbone)
+    facts = dict(facts)
+    results = facts.pop("results", None) or "Not measured."
+    if isinstance(results, Mapping):
+        results = _table("measure", results)
+    header = _header(family, facts, num_classes, sentence_transformers)
+    teacher = facts.get("teacher")
+    origin = (
+        f"distilled from {teacher} by MiniLMv2 self-attention relation distillation"
+        if teacher
+        else "exported from keras-nlp"
+    )
+    kind = "encoder" if num_classes is None else f"classifier of {num_classes} classes"
+    parts = [
+        header,
+        f"# {family.name} {backbone.num_layers}x{backbone.hidden_dim}",
+        f"A {family.name} {kind} of {backbone.num_layers} layers of "
+        f"{backbone.hidden_dim}, {backbone.num_heads} heads, "
+        f"{vocabulary_size(backbone):,} token ids and at most "
+        f"{backbone.max_sequence_length} tokens, {origin}; "
+        f"{count(backbone.count_params())} parameters in the encoder.",
+        "## Use",
+        f"```python\n{_usage(num_classes, sentence_transformers)}\n```",
+        "## Results",
+        results,
+        "## Origin",
+        _table("fact", facts) if facts else "Not stated.",
+        "## Notes",
+        _notes(family, backbone, num_classes, teacher),
+        f"Written by keras-minilmv2 {__version__}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(family, facts, num_classes, sentence_transformers):
+    """The YAML block; every value is written as JSON, which YAML contains."""
+    task = "feature-extraction" if num_classes is None else "text-classification"
+    tags = [family.model_type, "keras-minilmv2"]
+    if facts.get("teacher"):
+        tags += ["minilmv2", "knowledge-distillation"]
+    fields = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": tags,
+    }
+    if sentence_transformers:
+        fields["library_name"] = "sentence-transformers"
+        fields["pipeline_tag"] = "sentence-similarity"
+    teacher = str(facts.get("teacher") or "")
+    if teacher.startswith("hf://"):
+        fields["base_model"] = teacher.removeprefix("hf://")
+    if "license" in facts:
+        fields["license"] = facts["license"]
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _usage(num_classes, sentence_transformers):
+    if sentence_transformers:
+        return (
+            "from sentence_transformers import SentenceTransformer\n\n"
+            'model = SentenceTransformer("path/of/this/directory")\n'
+            'model.encode(["A small encoder."])'
+        )
+    model_class = (
+        "AutoModel" if num_classes is None else "AutoModelForSequenceClassification"
+    )
+    output = "last_hidden_state" if num_classes is None else "logits"
+    return (
+        f"from transformers import AutoTokenizer, {model_class}\n\n"
+        'directory = "path/of/this/directory"\n'
+        "tokenizer = AutoTokenizer.from_pretrained(directory)\n"
+        f"model = {model_class}.from_pretrained(directory)\n"
+        'inputs = tokenizer(["A small encoder."], return_tensors="pt")\n'
+        f"model(**inputs).{output}"
+    )
+
+
+def _table(what, facts):
+    rows = [
+        # A bar ends a cell.
+        [name.replace("_", " "), _shown(value).replace("|", r"\|")]
+        for name, value in facts.items()
+        if value is not None
+    ]
+    return markdown_table([what, "value"], rows)
+
+
+def _shown(value):
+    """A value as one cell of a table."""
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    elif isinstance(value, list | tuple):
+        value = ", ".join(map(_shown, value))
+    elif isinstance(value, float):
+        value = f"{value:g}"
+    return " ".join(str(value).split())
+
+
+def _notes(family, backbone, num_classes, teacher):
+    notes = [
+        "The token ids are those of the keras-nlp tokenizer. Special tokens written "
+        "out in a text, such as `[MASK]`, are special here and plain text there."
+    ]
+    if family.name in ("BERT", "ALBERT", "ELECTRA"):
+        notes.append(
+            "`hidden_act` is the tanh form of GELU, which keras-nlp computes for "
+            f"{family.name}."
+        )
+    if teacher and num_classes is None:
+        notes.append(
+            "What stands above the queries, keys and values of the last layer gets no "
+            "gradient from the distillation: fine-tune before use."
+        )
+    if num_classes is None and not hasattr(backbone, "pooled_dense"):
+        notes.append(
+            "The model has no pooler: where transformers' class has one, it is new."
+        )
+    if family.name == "ELECTRA":
+        notes.append(
+            "`pooler.dense` is the pooler of keras-nlp's class; transformers' has none "
+            "and says that it leaves these weights out."
+        )
+    return "\n".join(f"- {note}" for note in notes)

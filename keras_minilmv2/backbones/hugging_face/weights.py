@@ -1,0 +1,363 @@
+"""Weights of a Hugging Face model in a keras-nlp backbone, and the other way round.
+
+The converters of keras-hub say which weight belongs to which variable. `WeightLoader`
+answers them with the weights of a directory; `encoder_weights` walks through the same
+converters to collect a backbone's weights under their names in transformers.
+
+Reads the modules `keras_hub.src.utils.transformers.convert_*` and
+`SafetensorLoader`, checked on keras-hub 0.32.
+"""
+
+import warnings
+
+import numpy as np
+import safetensors
+from keras_hub.src.utils.transformers import (
+    convert_albert,
+    convert_bert,
+    convert_distilbert,
+    convert_roberta,
+    convert_xlm_roberta,
+)
+from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
+
+from keras_minilmv2.backbones.families import FAMILIES, family_of
+from keras_minilmv2.backbones.hugging_face import electra
+from keras_minilmv2.backbones.preset_files import (
+    find_file,
+    first_line,
+    preset_error,
+    read_json,
+)
+
+_CONVERTERS = {
+    "bert": convert_bert,
+    "xlm-roberta": convert_xlm_roberta,
+    "roberta": convert_roberta,
+    "albert": convert_albert,
+    "distilbert": convert_distilbert,
+    "electra": electra,
+}
+
+# Every one is GELU, in the form with erf or with tanh.
+_GELUS = (
+    "gelu",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+)
+
+_WEIGHTS_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_OTHER_WEIGHTS_FILES = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "flax_model.msgpack",
+)
+
+# In every family the first weight of the encoder.
+_TOKEN_EMBEDDING = "embeddings.word_embeddings.weight"
+_SEGMENT_EMBEDDING = "embeddings.token_type_embeddings.weight"
+
+
+def hugging_face_family(preset, config):
+    """The `Family` that a transformers config names.
+
+    Raises:
+        ValueError: if `model_type` is none of the six families.
+    """
+    model_type = config["model_type"]
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise preset_error(
+        preset,
+        f"have a model_type in its config.json that is one of {known}",
+        model_type=model_type,
+    )
+
+
+def load_hugging_face_backbone(preset, config, dtype=None):
+    """Builds the backbone of a transformers config and fills in its weights.
+
+    Args:
+        preset: str. A hub handle or a directory.
+        config: dict. The content of its `config.json`.
+        dtype: str or `keras.DTypePolicy`.
+
+    Returns:
+        A `keras_hub.models.Backbone`.
+
+    Raises:
+        ValueError: as `load_backbone` does.
+    """
+    family = hugging_face_family(preset, config)
+    _check_config(preset, config, family)
+    _check_weights_file(preset)
+    converter = _CONVERTERS[family.model_type]
+    try:
+        arguments = converter.convert_backbone_config(config)
+        arguments.update(_overlooked_arguments(config, family))
+    except KeyError as error:
+        raise preset_error(
+            preset, f"have {error.args[0]} in its config.json"
+        ) from error
+    backbone = family.backbone_class(**arguments, dtype=dtype)
+    with WeightLoader(preset, family.model_type) as loader:
+        converter.convert_weights(backbone, loader, config)
+        if family.model_type == "roberta":
+            _add_segment_to_positions(backbone, loader)
+    if loader.pooler_is_missing:
+        warnings.warn(
+            f"The weights of preset={preset!r} have no pooler: `pooled_dense` of the "
+            "backbone stays as initialised.",
+            stacklevel=3,
+        )
+    return backbone
+
+
+class WeightLoader(SafetensorLoader):
+    """Reads encoder weights, whatever head the model was saved with.
+
+    A model saved with a head has the encoder under the family's name, as in
+    `roberta.embeddings.word_embeddings.weight`; a bare model has it without. The
+    converters of keras-hub ask now for one and now for the other.
+
+    Args:
+        preset: str. A hub handle or a directory.
+        model_type: str. `model_type` of the family.
+    """
+
+    def __init__(self, preset, model_type):
+        super().__init__(preset)
+        self.pooler_is_missing = False
+        self._scope = scope_of(model_type)
+        self._names = self._read_names()
+        self.prefix = self._find_prefix()
+
+    def _open(self, name):
+        """Opens one file of weights, once."""
+        if name not in self.safetensor_files:
+            path = find_file(self.preset, name)
+            if path is None:
+                raise preset_error(self.preset, f"hold {name}, which its index names")
+            try:
+                file = safetensors.safe_open(path, framework="np")
+                self.safetensor_files[name] = self.enter_context(file)
+            except Exception as error:
+                raise preset_error(
+                    self.preset, f"hold an intact {name}", error=first_line(error)
+                ) from error
+        return self.safetensor_files[name]
+
+    def _read_names(self):
+        """The file of every weight, by name."""
+        if self.safetensor_config is not None:
+            return self.safetensor_config["weight_map"]
+        return dict.fromkeys(self._open(_WEIGHTS_FILE).keys(), _WEIGHTS_FILE)
+
+    def _find_prefix(self):
+        """What stands before the names of the encoder's weights."""
+        prefixes = [
+            name.removesuffix(_TOKEN_EMBEDDING)
+            for name in self._names
+            if name.endswith(_TOKEN_EMBEDDING)
+        ]
+        if len(prefixes) > 1:
+            prefixes = [prefix for prefix in prefixes if prefix in ("", self._scope)]
+        if len(prefixes) != 1:
+            raise preset_error(
+                self.preset, f"hold the weights of one encoder, with {_TOKEN_EMBEDDING}"
+            )
+        return prefixes[0]
+
+    def _find_name(self, hf_weight_key):
+        """The name of a weight as saved, or None."""
+        name = self.prefix + hf_weight_key.removeprefix(self._scope)
+        # Names of checkpoints converted from TensorFlow 1.
+        old_name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        old_name = old_name.replace("LayerNorm.bias", "LayerNorm.beta")
+        return next((n for n in (name, old_name) if n in self._names), None)
+
+    def get_tensor(self, hf_weight_key):
+        """A weight as a float32 array."""
+        name = self._find_name(hf_weight_key)
+        if name is None:
+            raise preset_error(
+                self.preset, f"hold the weight {self.prefix + hf_weight_key}"
+            )
+        tensor = self._open(self._names[name]).get_tensor(name)
+        return np.asarray(tensor, dtype="float32")
+
+    def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
+        """Assigns a weight to a variable of the backbone."""
+        key = hf_weight_key.removeprefix(self._scope)
+        if key.startswith("pooler.") and self._find_name(key) is None:
+            self.pooler_is_missing = True
+            return
+        tensor = self.get_tensor(key)
+        saved_shape = tensor.shape
+        expected_shape = tuple(keras_variable.shape)
+        try:
+            tensor = hook_fn(tensor, list(expected_shape)) if hook_fn else tensor
+        except ValueError:  # NumPy cannot give it the shape.
+            tensor = None
+        if tensor is None or tensor.shape != expected_shape:
+            raise preset_error(
+                self.preset,
+                f"hold a weight {self._find_name(key)} that fits its config.json",
+                saved_shape=saved_shape,
+                expected_shape=expected_shape,
+            )
+        keras_variable.assign(tensor)
+
+
+def encoder_weights(backbone):
+    """Weights of a backbone by their names in transformers, without a scope.
+
+    `load_hugging_face_backbone` reads them back bit for bit.
+
+    Args:
+        backbone: a keras-nlp backbone of a supported family.
+
+    Returns:
+        dict of float32 arrays.
+
+    Raises:
+        TypeError: if the backbone is of no supported family.
+        ValueError: if a layer has fewer heads than the config says.
+    """
+    family = family_of(backbone)
+    collector = _WeightCollector(family, backbone.hidden_dim)
+    _CONVERTERS[family.model_type].convert_weights(backbone, collector, {})
+    return collector.weights
+
+
+def scope_of(model_type):
+    """What stands before an encoder's names in a model with a head."""
+    # transformers has XLM-R under the name of its base class.
+    return model_type.removeprefix("xlm-") + "."
+
+
+class _WeightCollector:
+    """Takes the place of a loader in a converter and collects what it asks for."""
+
+    def __init__(self, family, hidden_dim):
+        self._scope = scope_of(family.model_type)
+        self._hidden_dim = hidden_dim
+        # The rows of the padding token, which RobertaBackbone does without.
+        self._num_padding_rows = 2 if family.name in ("RoBERTa", "XLM-R") else 0
+        self.weights = {}
+        if self._num_padding_rows:
+            self.weights[_SEGMENT_EMBEDDING] = np.zeros((1, hidden_dim), "float32")
+
+    def get_tensor(self, hf_weight_key):
+        """The converters of BERT and XLM-R look at two weights before they begin."""
+        if hf_weight_key != _SEGMENT_EMBEDDING:
+            raise KeyError(hf_weight_key)  # LayerNorm.gamma, an old name.
+        # XLM-R's adds it to the positions; adding -0.0 changes no bit.
+        return -self.weights[_SEGMENT_EMBEDDING]
+
+    def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
+        """Undoes what a converter does: it transposes and splits heads."""
+        tensor = np.asarray(keras_variable, dtype="float32")
+        key = hf_weight_key.removeprefix(self._scope)
+        if key == "embeddings.position_embeddings.weight":
+            tensor = np.pad(tensor, ((self._num_padding_rows, 0), (0, 0)))
+        elif hook_fn is not None and key.endswith(".bias"):
+            tensor = tensor.reshape(-1)
+        elif hook_fn is not None:
+            if tensor.ndim == 3:
+                tensor = self._without_heads(key, tensor)
+            tensor = tensor.T
+        self.weights[key] = np.ascontiguousarray(tensor)
+
+    def _without_heads(self, key, kernel):
+        """A kernel (width, heads, channels), or the other way round, as a matrix."""
+        if kernel.size != self._hidden_dim**2:
+            raise ValueError(
+                "`model` must have in every layer the heads that its config names, as "
+                f"transformers' class has. Received: {key} of shape {kernel.shape} in "
+                f"a model with hidden_dim={self._hidden_dim}."
+            )
+        return kernel.reshape(self._hidden_dim, self._hidden_dim)
+
+
+def _check_weights_file(preset):
+    """Refuses a model without safetensors weights."""
+    index = read_json(preset, _INDEX_FILE)
+    if index is not None and "weight_map" not in index:
+        raise preset_error(preset, f"hold a weight_map in its {_INDEX_FILE}")
+    if index is not None or find_file(preset, _WEIGHTS_FILE):
+        return
+    for name in _OTHER_WEIGHTS_FILES:
+        if find_file(preset, name):
+            raise preset_error(
+                preset,
+                f"hold its weights in {_WEIGHTS_FILE}; load the model with "
+                "transformers and save it again with save_pretrained",
+                weights=name,
+            )
+    raise preset_error(preset, f"hold {_WEIGHTS_FILE}")
+
+
+def _check_config(preset, config, family):
+    """Refuses, or warns of, what the keras-nlp class would compute otherwise."""
+    activation_key = "activation" if family.name == "DistilBERT" else "hidden_act"
+    activation = config.get(activation_key, "gelu")
+    if activation not in _GELUS:
+        raise preset_error(
+            preset,
+            f"have a GELU as {activation_key} in its config.json, as the keras-nlp "
+            "class has",
+            **{activation_key: activation},
+        )
+    position_type = config.get("position_embedding_type", "absolute")
+    if position_type != "absolute":
+        raise preset_error(
+            preset,
+            "have absolute positions in its config.json, as the keras-nlp class has",
+            position_embedding_type=position_type,
+        )
+    if config.get("is_decoder", False):
+        raise preset_error(preset, "be an encoder", is_decoder=True)
+    is_roberta = family.name in ("RoBERTa", "XLM-R")
+    # There the first position is the row after the one of the padding token.
+    if is_roberta and config.get("pad_token_id", 1) != 1:
+        raise preset_error(
+            preset,
+            "have pad_token_id 1 in its config.json, as the keras-nlp class has",
+            pad_token_id=config["pad_token_id"],
+        )
+    epsilon = 1e-5 if is_roberta else 1e-12
+    saved_epsilon = config.get("layer_norm_eps", epsilon)
+    if saved_epsilon != epsilon:
+        warnings.warn(
+            f"preset={preset!r} has layer_norm_eps={saved_epsilon}; the keras-nlp "
+            f"class computes with {epsilon}.",
+            stacklevel=4,
+        )
+
+
+def _overlooked_arguments(config, family):
+    """Arguments of the backbone that keras-hub's converters leave out."""
+    if family.name == "DistilBERT":
+        return {}
+    arguments = {"dropout": config["hidden_dropout_prob"]}
+    if family.name in ("BERT", "ALBERT", "ELECTRA"):
+        arguments["num_segments"] = config["type_vocab_size"]
+    return arguments
+
+
+def _add_segment_to_positions(backbone, loader):
+    """Adds the embedding of segment 0, which RobertaBackbone has no place for."""
+    variable = backbone.embeddings.position_embedding.position_embeddings
+    positions = loader.get_tensor("embeddings.position_embeddings.weight")
+    segments = loader.get_tensor(_SEGMENT_EMBEDDING)
+    # The first two rows belong to the padding token.
+    variable.assign(positions[2:] + segments[0])

@@ -1,0 +1,1 @@
+"""What a recipe costs on a device, before it is run."""

@@ -1,0 +1,1 @@
+"""Tokenizers: read, written, used in graphs, and with character offsets."""
