@@ -10,14 +10,11 @@ import shutil
 
 import numpy as np
 
-from keras_minilmv2.backbones.families import family_of
-from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
-from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.downstream.saved import read_notes
+from keras_minilmv2.downstream.tasks import percent
 from keras_minilmv2.runs.grid import Cell, best_cell, best_summary, summaries
-from keras_minilmv2.runs.recipes import DTYPE_POLICIES
 from keras_minilmv2.training.callbacks import clock
 from keras_minilmv2.utils.files import remove, replacing_file
-from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import markdown_table
 
 # What a run writes; overwriting a run removes these and nothing else.
@@ -46,53 +43,11 @@ def as_values(given, default):
     return tuple(value) if isinstance(value, list | tuple | range) else (value,)
 
 
-def check_settings(
-    batch_size, num_train_examples, warmup_fraction, weight_decay, dtype_policy
-):
-    """Raises unless the settings of a run are in their ranges."""
-    check_counts(batch_size=batch_size, num_train_examples=num_train_examples)
-    if not 0 <= warmup_fraction < 1:
-        raise ValueError(
-            "`warmup_fraction` must be at least 0 and below 1. "
-            f"Received: warmup_fraction={warmup_fraction}."
-        )
-    if not weight_decay >= 0:
-        raise ValueError(
-            f"`weight_decay` must be at least 0. Received: weight_decay={weight_decay}."
-        )
-    if dtype_policy not in DTYPE_POLICIES:
-        raise ValueError(
-            f"`dtype_policy` must be one of {', '.join(DTYPE_POLICIES)}. "
-            f"Received: dtype_policy={dtype_policy!r}."
-        )
-
-
 def check_counts(**counts):
     """Raises unless each of some numbers is None or at least 1."""
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}.")
-
-
-def load_model(model, tokenizer, dtype_policy):
-    """The encoder and tokenizer of a preset, or those that were given."""
-    if isinstance(model, str | os.PathLike):
-        if tokenizer is not None:
-            raise ValueError(
-                "`tokenizer` must be left out where `model` is a preset. "
-                f"Received: model={model}, tokenizer={tokenizer!r}."
-            )
-        # What the preset has no weights for is drawn: the same in every process.
-        set_seed(0)
-        return load_backbone(model, dtype=dtype_policy), load_tokenizer(model)
-    family_of(model)
-    if tokenizer is None:
-        raise ValueError(
-            "`tokenizer` must be given with a backbone. Received: tokenizer=None."
-        )
-    # Of a tokenizer that keras-nlp itself has loaded, eager calls would differ from
-    # those of the saved one.
-    return model, split_words_like_gpt2(tokenizer)
 
 
 def check_directory(path):
@@ -174,11 +129,6 @@ def sha256(*arrays):
     return digest.hexdigest()
 
 
-def percent(value):
-    """A share, times 100."""
-    return f"{100 * value:.2f}"
-
-
 def read_json(path):
     """Reads what `write_json` wrote."""
     try:
@@ -205,7 +155,7 @@ def writing(output_dir):
         ) from error
 
 
-def run_cells(output_dir, cells, finished, run_cell, save_model, metric, say):
+def run_cells(output_dir, cells, finished, run_cell, save_model, metric, log):
     """Runs what is not finished; keeps the model of the best run in `model/`.
 
     Runs that another grid in the same directory finished count too.
@@ -218,7 +168,7 @@ def run_cells(output_dir, cells, finished, run_cell, save_model, metric, say):
         save_model: function of a model, its cell and a path, which writes the cell
             into `fine_tuning.json` beside the model.
         metric: str. What the scores are.
-        say: function that is called with each line of information.
+        log: function that is called with each line of information.
 
     Returns:
         dict of `Result` by `Cell`, in the order of the cells.
@@ -229,10 +179,10 @@ def run_cells(output_dir, cells, finished, run_cell, save_model, metric, say):
         # Its model was saved and its result was not.
         cells = list(dict.fromkeys([Cell(**notes["cell"]), *cells]))
     if results:
-        say(f"Finished runs in {output_dir}: {len(results)}.")
+        log(f"Finished runs in {output_dir}: {len(results)}.")
     missing = [cell for cell in cells if cell not in results]
     for number, cell in enumerate(missing, start=1):
-        say(f"Run {number} of {len(missing)}: {cell}.")
+        log(f"Run {number} of {len(missing)}: {cell}.")
         result, model = run_cell(cell)
         results[cell] = result
         with writing(output_dir):
@@ -241,9 +191,9 @@ def run_cells(output_dir, cells, finished, run_cell, save_model, metric, say):
                 save_model(model, cell, output_dir / "model")
             finished.save(cell, result)
         if result.score is None:
-            say("  The loss was not finite.")
+            log("  The loss was not finite.")
         else:
-            say(f"  {metric} {percent(result.score)}, {clock(result.seconds)}")
+            log(f"  {metric} {percent(result.score)}, {clock(result.seconds)}")
         del model
         gc.collect()  # a Keras model is a cycle, and a grid has many
     return dict(sorted(results.items()))
@@ -270,12 +220,6 @@ def check_some_finished(results):
             "mixed_bfloat16 in place of mixed_float16."
         )
     return best
-
-
-def read_notes(path):
-    """What a run wrote beside its model; {} for a model from elsewhere."""
-    file = path / "fine_tuning.json"
-    return read_json(file) if file.is_file() else {}
 
 
 def grid_parts(results, cell, metric, split):

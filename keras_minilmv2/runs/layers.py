@@ -18,8 +18,7 @@ from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
-from keras_minilmv2.downstream.metrics import main_metric
-from keras_minilmv2.downstream.tasks import get_task, load_examples
+from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.runs.distill import (
     NUM_PROJECTION_EXAMPLES,
     held_out_batches,
@@ -105,7 +104,7 @@ def choose_layer(
             `teacher_layer` is not used. All students are trained side by side on one
             device: take a batch of a size that fits.
         output_dir: str or path. Made if missing.
-        task: str, a name in `evaluation.tasks.TASKS`, or a `Task`.
+        task: str, a name in `downstream.registry.TASKS`, or a `Task`.
         layers: sequence of int, from 1. Defaults to the upper half of the teacher's.
         data_dir: str or path of the task's published files; None for TFDS.
         tfds_data_dir: str or path. Where TFDS keeps its data.
@@ -153,7 +152,7 @@ def choose_layer(
         *(
             array
             for split in ("train", task.dev_split)
-            for array in _as_bytes(load_examples(task, split, **data))
+            for array in _as_bytes(task.load(split, **data))
         )
     )
     losses = _distilled(
@@ -183,7 +182,7 @@ def choose_layer(
                     ),
                     dtype_policy=recipe.dtype_policy,
                     progress_stream=progress_stream,
-                    say=lambda line: None,
+                    log=lambda line: None,
                 )
         results = finished.load()
         scores = [results[cell].score for cell in cells]
@@ -210,7 +209,7 @@ def best_trial(trials):
 
 def trial_table(trials, task):
     """The scores of all layers, as Markdown."""
-    metric = main_metric(get_task(task))
+    metric = get_task(task).main_metric
     return markdown_table(
         ["layer", "loss before", "loss after", f"{metric}, mean", "deviation", "runs"],
         [
@@ -378,7 +377,7 @@ def _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs
         capsize=3,
     )
     axes.set_xlabel("teacher layer")
-    axes.set_ylabel(f"{task.title} {main_metric(task)}, x 100")
+    axes.set_ylabel(f"{task.title} {task.main_metric}, x 100")
     axes.set_title(f"Students of {model_name(recipe.teacher)}, {count(tokens)} tokens")
     axes.set_xticks([trial.layer for trial in trials])
     axes.grid(alpha=0.3)
