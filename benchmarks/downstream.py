@@ -22,13 +22,13 @@ from pathlib import Path
 
 import harness
 import numpy as np
+from keras_minilmv2.downstream.fine_tuning import encode
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from keras_minilmv2.backbones.families import uses_segment_ids
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.downstream.classifiers import text_preprocessor
-from keras_minilmv2.downstream.fine_tuning import encode
 from keras_minilmv2.downstream.tasks import get_task, load_examples
 from keras_minilmv2.runs.recipes import load_recipe
 from keras_minilmv2.utils.files import replacing_file

@@ -84,10 +84,9 @@ class SpanModel(keras.Model):
             `keras.Model` of the inputs and outputs of this one; see
             `keras_minilmv2.backbones.flat_blocks`.
         """
-        inputs = {
-            name: keras.Input((None,), dtype="int32", name=name)
-            for name in (*self.backbone.input, *(["answer_mask"] * self.mask_question))
-        }
+        # All that `SpanFeatures.inputs` gives, needed or not.
+        names = ("token_ids", "padding_mask", "segment_ids", "answer_mask")
+        inputs = {n: keras.Input((None,), dtype="int32", name=n) for n in names}
         return keras.Model(
             inputs, self._logits(with_flat_blocks(self.backbone), inputs)
         )

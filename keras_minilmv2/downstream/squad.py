@@ -57,7 +57,7 @@ class SpanExamples:
         number = num_misplaced(self)
         if not number:
             return None
-        return f"{number:,} answers are not where the file says and were skipped"
+        return f"answers that are not where the file says, skipped: {number:,}"
 
     @property
     def remark(self):
@@ -65,7 +65,10 @@ class SpanExamples:
         number = num_misplaced(self)
         if not number:
             return None
-        return f"{number:,} answers are not where the file says, which count in scores"
+        return (
+            "answers that are not where the file says, counted in the scores: "
+            f"{number:,}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class Examples:
         """What was skipped, or None."""
         if not self.num_broken:
             return None
-        return f"{self.num_broken:,} rows with too few columns were skipped"
+        return f"rows with too few columns, skipped: {self.num_broken:,}"
 
     remark = skipped
 

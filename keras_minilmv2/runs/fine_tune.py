@@ -236,8 +236,8 @@ def fine_tune(
         f"{task.unit}, {len(setup.dev_examples):,} of {task.dev_split}; "
         f"on {hardware()}."
     )
-    if setup.train_examples.skipped:
-        log(f"Of the training {task.unit}, {setup.train_examples.skipped}.")
+    if skipped := setup.train_examples.skipped:
+        log(f"Training {task.unit}: {skipped}.")
     results = run_cells(
         output_dir,
         cells,

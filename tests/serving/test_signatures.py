@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_minilmv2.downstream.question_answering import SpanExample, span_features
 from small_exports import (
     KINDS,
     LENGTH,
@@ -10,7 +11,6 @@ from small_exports import (
     small_classifier,
 )
 
-from keras_minilmv2.downstream.question_answering import SpanExample, span_features
 from keras_minilmv2.downstream.span_model import SpanModel
 from keras_minilmv2.serving.signatures import (
     DESCRIPTIONS,
