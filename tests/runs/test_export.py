@@ -59,8 +59,6 @@ def test_a_fine_tuned_model_keeps_its_labels(classifier):
 
 
 def test_an_unknown_form_is_refused(student, tmp_path):
-    with pytest.raises(
-        ValueError, match="`form` must be one of saved_model, hugging_face"
-    ):
+    with pytest.raises(ValueError, match="`form` must be one of saved_model, hug"):
         export(student, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()

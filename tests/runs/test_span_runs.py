@@ -273,17 +273,13 @@ def test_misplaced_answers_are_counted_or_refused(model, data, tmp_path, capsys)
     assert "`strict` must not be given for sst2" in capsys.readouterr().err
     elsewhere[elsewhere.index("sst2")] = "squad"
     assert cli.main(elsewhere) == 2
-    assert (
-        "rte, xnli, squad1, squad2, mlqa. Received: task='squad'"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "rte, xnli, squad1, squad2, mlqa. Received: task='squad'" in error
     assert cli.main([*arguments, "--epochs", "1"]) == 0
-    assert (
-        "1 answers are not where the file says and were skipped."
-        in capsys.readouterr().out
-    )
+    line = "Training questions: answers that are not where the file says, skipped: 1."
+    assert line in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "160; 1 answers are not where the file says and were skipped" in report
+    assert "160; answers that are not where the file says, skipped: 1" in report
 
 
 def test_evaluation_counts_or_refuses_misplaced_answers(
@@ -294,7 +290,10 @@ def test_evaluation_counts_or_refuses_misplaced_answers(
     arguments = ["evaluate", str(finished), "--task", "mlqa", "--languages", "hi"]
     arguments += ["--data-dir", str(tmp_path)]
     assert cli.main(arguments) == 0
-    line = "MLQA dev, 4 questions (1 answers are not where the file says, which count"
+    line = (
+        "MLQA dev, 4 questions (answers that are not where the file says, counted in "
+        "the scores: 1)"
+    )
     assert capsys.readouterr().out.startswith(line)
     assert cli.main([*arguments, "--strict"]) == 2
     assert name in capsys.readouterr().err
