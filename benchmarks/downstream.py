@@ -22,7 +22,6 @@ from pathlib import Path
 
 import harness
 import numpy as np
-from keras_minilmv2.downstream.fine_tuning import encode
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
