@@ -1,6 +1,5 @@
 """Models on disk: what fine-tuning saved, and encoders."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.downstream import span_model
 from keras_minilmv2.downstream.classifiers import text_preprocessor
 from keras_minilmv2.downstream.registry import TASKS
+from keras_minilmv2.utils.files import read_json
 
 # Beside a model: its task, the names of its classes, the run that it is from.
 NOTES_FILE = "fine_tuning.json"
@@ -103,12 +103,7 @@ def read_notes(directory):
         ValueError: if it cannot be read.
     """
     file = Path(directory) / NOTES_FILE
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} must be JSON, as it was written.") from error
+    return read_json(file) if file.is_file() else {}
 
 
 def _find(path):

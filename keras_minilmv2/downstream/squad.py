@@ -1,6 +1,5 @@
 """Extractive question answering: SQuAD, which is trained on, and MLQA, which is not."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ from keras_minilmv2.downstream.span_metrics import (
     squad_v2_metrics,
 )
 from keras_minilmv2.downstream.span_model import SpanModel, save_span_model, span_loss
-from keras_minilmv2.downstream.tasks import Task, percent
+from keras_minilmv2.downstream.tasks import Task
 from keras_minilmv2.downstream.windows import model_windows
-from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.utils.files import write_json
 from keras_minilmv2.utils.seeds import set_seed
-from keras_minilmv2.utils.tables import markdown_table
 
 _COLUMNS = ("exact_match", "exact", "f1", "best_exact", "best_f1")
 
@@ -217,26 +215,25 @@ class SpanTask(Task):
                 files["-null_odds"] = answers.null_odds
                 files["-not_blanked"] = answers.texts
             for kind, content in files.items():
-                with replacing_file(Path(directory) / f"{name}{kind}.json") as path:
-                    path.write_text(json.dumps(content, indent=2) + "\n")
+                write_json(Path(directory) / f"{name}{kind}.json", content)
 
     def table(self, evaluations):
         """A row for each split or language, and the mean of several languages."""
-        metrics = evaluations[0].metrics
-        names = [name for name in _COLUMNS if name in metrics]
+        names = [name for name in _COLUMNS if name in evaluations[0].metrics]
         rows = []
         for evaluation in evaluations:
+
+            def row(language, number, suffix=""):
+                scores = {n: evaluation.metrics[n + suffix] for n in names}  # noqa: B023
+                return {"language": language, self.unit: number, **scores}
+
             parts = evaluation.examples.by_language
             for language, examples in parts.items():
                 suffix = f"_{language}" if language else ""
-                values = [evaluation.metrics[name + suffix] for name in names]
-                rows.append([language or "en", f"{len(examples):,}", values])
+                rows.append(row(language or "en", len(examples), suffix))
             if len(parts) > 1:
-                rows.append(["mean", "", [evaluation.metrics[name] for name in names]])
-        return markdown_table(
-            ["language", self.unit, *names],
-            [[*row, *map(percent, values)] for *row, values in rows],
-        )
+                rows.append(row("mean", len(evaluation.examples)))
+        return rows
 
     def save_model(self, model, tokenizer, path):
         """Saves what `load_span_model` reads."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
 from keras_minilmv2.downstream.batches import predict
+from keras_minilmv2.utils.tables import markdown_table, percent
 
 # Rows of a batch that is not trained on.
 _EVALUATION_BATCH = 64
@@ -170,7 +171,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def table(self, evaluations):
-        """Scores of one or more `Evaluation`, times 100, as Markdown."""
+        """Scores of one or more `Evaluation`: list of dicts by column.
+
+        A float is a score, an int a number of examples, a str anything else.
+        """
 
     @abc.abstractmethod
     def save_model(self, model, tokenizer, path):
@@ -246,11 +250,22 @@ class Evaluation:
         if self.metrics is None:
             return f"{text}: no labels"
         if len(self.metrics) > len(self.task.metrics):
-            return f"{text}\n\n{self.task.table([self])}"
+            return f"{text}\n\n{_markdown(self.task.table([self]))}"
         values = (f"{name} {percent(value)}" for name, value in self.metrics.items())
         return f"{text}: {', '.join(values)}"
 
 
-def percent(share):
-    """A share, times 100, with two decimals."""
-    return f"{100 * share:.2f}"
+def score_columns(rows):
+    """Names of the columns of `Task.table` that hold scores."""
+    return [name for name in rows[0] if any(isinstance(r[name], float) for r in rows)]
+
+
+def _markdown(rows):
+    """Rows of `Task.table` as people read them."""
+
+    def shown(value):
+        if isinstance(value, float):
+            return percent(value)
+        return f"{value:,}" if isinstance(value, int) else value
+
+    return markdown_table(list(rows[0]), [map(shown, row.values()) for row in rows])

@@ -10,9 +10,8 @@ import numpy as np
 from keras_minilmv2.backbones.families import uses_segment_ids
 from keras_minilmv2.downstream.classifiers import text_classifier, text_preprocessor
 from keras_minilmv2.downstream.metrics import scores
-from keras_minilmv2.downstream.tasks import Task, percent
+from keras_minilmv2.downstream.tasks import Task
 from keras_minilmv2.downstream.texts import encode
-from keras_minilmv2.utils.tables import markdown_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,26 +118,29 @@ class TextTask(Task):
     def table(self, evaluations):
         """A row for each split, or for each language of a task in several."""
         if not self.languages:
-            rows = [
-                [
-                    evaluation.split,
-                    f"{len(evaluation.examples):,}",
-                    *(percent(evaluation.metrics[name]) for name in self.metrics),
-                ]
+            return [
+                {
+                    "split": evaluation.split,
+                    self.unit: len(evaluation.examples),
+                    **{name: evaluation.metrics[name] for name in self.metrics},
+                }
                 for evaluation in evaluations
             ]
-            return markdown_table(["split", self.unit, *self.metrics], rows)
         metric = self.main_metric
-        rows = [["mean of languages"], *([language] for language in self.languages)]
-        for evaluation in evaluations:
-            names = [metric, *(f"{metric}_{language}" for language in self.languages)]
-            for row, name in zip(rows, names, strict=True):
-                known = name in evaluation.metrics
-                row.append(
-                    percent(evaluation.metrics[name]) if known else "not measured"
-                )
-        columns = (f"{evaluation.split} {metric}" for evaluation in evaluations)
-        return markdown_table(["language", *columns], rows)
+        names = {"mean of languages": metric}
+        names |= {language: f"{metric}_{language}" for language in self.languages}
+        return [
+            {
+                "language": language,
+                **{
+                    f"{evaluation.split} {metric}": evaluation.metrics.get(
+                        name, "not measured"
+                    )
+                    for evaluation in evaluations
+                },
+            }
+            for language, name in names.items()
+        ]
 
     def save_model(self, model, tokenizer, path):
         """Saves a preset that `keras_hub.models.TextClassifier` reads."""

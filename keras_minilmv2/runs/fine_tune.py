@@ -1,13 +1,16 @@
 """Fine-tuning: from a model and a task to a directory with a model and its scores."""
 
 import dataclasses
+import errno
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
@@ -15,34 +18,44 @@ from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.registry import TASKS, get_task
 from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
-from keras_minilmv2.downstream.tasks import Task
-from keras_minilmv2.runs.fine_tuning_report import write_report
-from keras_minilmv2.runs.grid import Cell, FinishedCells, Result, grid_cells
-from keras_minilmv2.runs.grid_runs import (
-    as_values,
-    begin,
-    check_directory,
-    check_evaluation_dir,
-    check_room,
-    check_some_finished,
-    run_cells,
-    sha256,
-    write_json,
+from keras_minilmv2.downstream.tasks import Task, score_columns
+from keras_minilmv2.runs.directory import (
+    FINISHED,
+    RunDirectory,
+    RunKind,
+    check_new,
     writing,
 )
+from keras_minilmv2.runs.grid import (
+    CELLS,
+    Cell,
+    FinishedCells,
+    Result,
+    add_grid,
+    check_some_finished,
+    grid_cells,
+    run_grid,
+)
 from keras_minilmv2.runs.recipes import DTYPE_POLICIES
-from keras_minilmv2.runs.report import describe
+from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
+from keras_minilmv2.runs.settings import Settings, not_compared
 from keras_minilmv2.training.callbacks import ProgressLine
 from keras_minilmv2.training.schedule import adamw
 from keras_minilmv2.training.supervised import NotFiniteError, train
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
-from keras_minilmv2.utils.files import check_outside, replacing_directory
+from keras_minilmv2.utils.checksums import sha256
+from keras_minilmv2.utils.files import replacing_directory, write_json
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
+from keras_minilmv2.utils.tables import percent
+
+_EVALUATION = ("predictions", "metrics.json")
+# Bytes of a preset that are not weights: vocabulary, settings.
+_MARGIN = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningSettings:
+class FineTuningSettings(Settings):
     """How a task is fine-tuned.
 
     `learning_rate`, `epochs` and `seed` may have several values: each combination is
@@ -75,9 +88,9 @@ class FineTuningSettings:
     """
 
     # Grid.
-    learning_rate: float | tuple | None = None
-    epochs: int | tuple | None = None
-    seed: int | tuple = 0
+    learning_rate: tuple[float, ...] | None = None
+    epochs: tuple[int, ...] | None = None
+    seed: tuple[int, ...] = (0,)
     grid: bool = False
     # Data.
     sequence_length: int | None = None
@@ -92,12 +105,18 @@ class FineTuningSettings:
     dtype_policy: str = "float32"
 
     def __post_init__(self):
+        for name in ("learning_rate", "epochs", "seed"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, list | tuple):
+                value = tuple(value) if isinstance(value, range) else (value,)
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+
+    def check(self):
+        """Raises unless all values are in their ranges."""
         for name in (
-            "batch_size",
-            "sequence_length",
-            "doc_stride",
-            "num_train_examples",
-            "num_dev_examples",
+            *("batch_size", "sequence_length", "doc_stride"),
+            *("num_train_examples", "num_dev_examples"),
         ):
             if getattr(self, name) is not None:
                 check_int(**{name: getattr(self, name)})
@@ -107,12 +126,12 @@ class FineTuningSettings:
 
     def cells(self, task):
         """The cells of the grid for a task."""
-        rates = task.learning_rates if self.grid else task.learning_rate
-        epochs = task.epochs if self.grid else task.epochs[0]
+        rates = task.learning_rates if self.grid else (task.learning_rate,)
+        epochs = task.epochs if self.grid else task.epochs[:1]
         return grid_cells(
-            as_values(self.learning_rate, rates),
-            as_values(self.epochs, epochs),
-            as_values(self.seed, 0),
+            rates if self.learning_rate is None else self.learning_rate,
+            epochs if self.epochs is None else self.epochs,
+            self.seed,
         )
 
     def task_options(self):
@@ -122,6 +141,56 @@ class FineTuningSettings:
             for name in ("sequence_length", "doc_stride", "strict")
         }
         return _given(options)
+
+    @classmethod
+    def _noun(cls):
+        return "Fine-tuning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared(Settings):
+    """What must be the same for runs of one directory to be compared.
+
+    Where model and data lay does not matter, what was in them does.
+    """
+
+    task: str
+    model: str = not_compared()
+    data_dir: str | None = not_compared(default=None)
+    weights_sha256: str
+    data_sha256: str
+    num_train_examples: int
+    batch_size: int
+    sizes: dict[str, int]
+    warmup_fraction: float
+    weight_decay: float
+    dtype_policy: str
+
+    @classmethod
+    def from_fields(cls, fields, source=None):
+        """As `Settings` does; reads the layout of earlier versions too."""
+        # The checksum of the data covers what is dropped here.
+        dropped = ("num_dev_examples", "num_left_out")
+        fields = {name: v for name, v in fields.items() if name not in dropped}
+        known = cls.field_types()
+        sizes = {name: v for name, v in fields.items() if name not in known}
+        if "sizes" not in fields:
+            fields = {name: v for name, v in fields.items() if name in known}
+            fields["sizes"] = sizes
+        return super().from_fields(fields, source)
+
+    @classmethod
+    def _noun(cls):
+        return "The settings of a fine-tuning"
+
+
+KIND = RunKind(
+    name="finetune",
+    settings_class=_Compared,
+    settings_file="settings.json",
+    outputs=("settings.json", CELLS, "model", *_EVALUATION, *OUTPUTS),
+    evidence=("settings.json",),
+)
 
 
 @dataclass(frozen=True)
@@ -186,11 +255,12 @@ def fine_tune(
     directory then holds `model/` (the best run's model, which `load_saved` reads; that
     of a classification task is a preset of `keras_hub.models.TextClassifier`),
     `metrics.json` and `predictions/` of it on the dev splits, in the task's official
-    format, `report.md`, `settings.json` and `cells/` (the result of each run). Test
-    splits are for `evaluate_model`.
+    format, `report.md`, `report.json`, `settings.json` and `cells/` (the result of
+    each run). Test splits are for `evaluate_model`.
 
     In a directory with runs of the same model, data and other settings, the missing
-    runs are run; all runs in it count.
+    runs are run, and all runs in it count. If none is missing, the finished run is
+    returned.
 
     Args:
         model: str or path of a preset, as for `load_backbone`, or a keras-nlp
@@ -216,47 +286,63 @@ def fine_tune(
         RuntimeError: if the loss of every run was not finite.
     """
     task, output_dir = get_task(task), Path(output_dir)
-    settings = dataclasses.replace(settings or FineTuningSettings(), **changes)
+    settings = settings or FineTuningSettings()
+    settings.field_types(changes)
+    settings = dataclasses.replace(settings, **changes)
     cells = settings.cells(task)
     if "train" not in task.splits:
         trained = [name for name, other in TASKS.items() if "train" in other.splits]
         check_choice(trained, task=task.name)
-    check_directory(output_dir)
-    check_outside("model", model, output_dir)
     backbone, tokenizer = load_model(model, tokenizer, settings.dtype_policy)
     task = task.with_options(backbone, **settings.task_options())
     setup, dev_splits = _prepare(
         task, settings, backbone, tokenizer, data_dir, tfds_data_dir, progress_stream
     )
-    facts = _facts(setup, model, data_dir)
-    finished = FinishedCells(output_dir / "cells")
-    begin(output_dir, facts, finished, cells, overwrite)
-    log(
-        f"{describe(backbone)}; {task.title}: {len(setup.train_examples):,} training "
-        f"{task.unit}, {len(setup.dev_examples):,} of {task.dev_split}; "
-        f"on {hardware()}."
-    )
-    if skipped := setup.train_examples.skipped:
-        log(f"Training {task.unit}: {skipped}.")
-    results = run_cells(
+    with RunDirectory.open(
         output_dir,
-        cells,
-        finished,
-        lambda cell: _run_cell(setup, cell),
-        lambda model, cell, path: _save(setup, model, cell, path),
-        f"{task.dev_split} {task.main_metric}",
-        log,
-    )
-    best = check_some_finished(results)
-    saved = load_fine_tuned(output_dir / "model")
-    evaluations = {
-        split: _evaluate(saved, task, split, examples)
-        for split, examples in dev_splits.items()
-    }
-    run = FineTuning(task, output_dir, best, results, evaluations)
-    with writing(output_dir):
-        _write_evaluations(output_dir, evaluations.values(), dataclasses.asdict(best))
-        write_report(run, setup, facts)
+        _compared(setup, model, data_dir),
+        KIND,
+        overwrite,
+        reads={"model": model if isinstance(model, str | os.PathLike) else None},
+    ) as directory:
+        directory.start()
+        finished = directory.state == FINISHED
+        if finished and set(cells) <= set(FinishedCells(output_dir / CELLS).load()):
+            log(f"Finished already: {output_dir}.")
+        else:
+            if finished:
+                directory.reopen()
+            finished = False
+            log(
+                f"{describe(backbone)}; {task.title}: {len(setup.train_examples):,} "
+                f"training {task.unit}, {len(setup.dev_examples):,} of "
+                f"{task.dev_split}; on {hardware()}."
+            )
+            if skipped := setup.train_examples.skipped:
+                log(f"Training {task.unit}: {skipped}.")
+        results = run_grid(
+            output_dir,
+            cells,
+            lambda cell: _run_cell(setup, cell),
+            save_model=lambda model, cell, path: _save(setup, model, cell, path),
+            metric=f"{task.dev_split} {task.main_metric}",
+            log=(lambda line: None) if finished else log,
+        )
+        best = check_some_finished(results)
+        saved = load_fine_tuned(output_dir / "model")
+        evaluations = {
+            split: _evaluate(saved, task, split, examples)
+            for split, examples in dev_splits.items()
+        }
+        run = FineTuning(task, output_dir, best, results, evaluations)
+        if not finished:
+            with writing(output_dir):
+                cell = dataclasses.asdict(best)
+                _write_evaluations(output_dir, evaluations.values(), cell)
+                _report(run, setup, directory.settings).save(
+                    sum(result.seconds for result in results.values())
+                )
+            directory.finish()
     for evaluation in evaluations.values():
         log(str(evaluation))
     return run
@@ -315,7 +401,7 @@ def evaluate_model(
     task = task.with_options(saved.backbone, **saved.sizes, **options)
     split = task.dev_split if split is None else split
     if output_dir is not None:
-        check_evaluation_dir(Path(output_dir), overwrite)
+        check_new(output_dir, overwrite, outputs=_EVALUATION)
     examples = task.load(split, data_dir, tfds_data_dir)
     if num_examples is not None:
         examples = examples.sample(num_examples)
@@ -391,23 +477,23 @@ def _prepare(
     return setup, dev_splits
 
 
-def _facts(setup, model, data_dir):
+def _compared(setup, model, data_dir):
     """What must be the same for runs to be compared, and where it came from."""
     task, settings = setup.task, setup.settings
     named = isinstance(model, str | os.PathLike)
-    return {
-        "task": task.name,
-        "model": str(model) if named else setup.backbone.name,
-        "data_dir": None if data_dir is None else str(data_dir),
-        "weights_sha256": sha256(*setup.backbone.get_weights()),
-        "data_sha256": sha256(*setup.train.identity(), *setup.dev.identity()),
-        "num_train_examples": len(setup.train_examples),
-        "batch_size": setup.batch_size,
-        **{name: getattr(task, name) for name in task.sizes},
-        "warmup_fraction": settings.warmup_fraction,
-        "weight_decay": settings.weight_decay,
-        "dtype_policy": settings.dtype_policy,
-    }
+    return _Compared(
+        task=task.name,
+        model=str(model) if named else setup.backbone.name,
+        data_dir=None if data_dir is None else str(data_dir),
+        weights_sha256=sha256(*setup.backbone.get_weights()),
+        data_sha256=sha256(*setup.train.identity(), *setup.dev.identity()),
+        num_train_examples=len(setup.train_examples),
+        batch_size=setup.batch_size,
+        sizes={name: getattr(task, name) for name in task.sizes},
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        dtype_policy=settings.dtype_policy,
+    )
 
 
 def _run_cell(setup, cell):
@@ -460,7 +546,9 @@ def _in_float32(task, model):
 
 
 def _save(setup, model, cell, path):
-    check_room(path.parent, model.count_params())
+    # HDF5 writes errors of its own for a full disk, and again when Python ends.
+    if shutil.disk_usage(path.parent).free < 4 * model.count_params() + _MARGIN:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     # Model and notes appear together.
     with replacing_directory(path) as fresh:
         setup.task.save_model(model, setup.tokenizer, fresh)
@@ -496,3 +584,62 @@ def _write_evaluations(output_dir, evaluations, cell=None):
             },
         },
     )
+
+
+def _report(run, setup, compared):
+    """The `Report`: the scores, how they were chosen, and on what."""
+    task, cell = run.task, run.cell
+    metric = task.main_metric
+    score = run.evaluations[task.dev_split].metrics[metric]
+    report = Report(run.output_dir, f"{model_name(compared.model)} on {task.title}")
+    report.text(
+        f"{metric.capitalize()} on {task.dev_split}: {percent(score)}. All scores are "
+        "times 100."
+    )
+    rows = task.table(list(run.evaluations.values()))
+    formats = dict.fromkeys(score_columns(rows), percent)
+    report.table("scores", rows, formats=formats)
+    missing = [
+        split
+        for split in task.splits
+        if split.startswith("dev") and split not in run.evaluations
+    ]
+    if missing:
+        report.text(f"Not measured, as there is no file: {', '.join(missing)}.")
+    if len(run.results) > 1:
+        add_grid(report, run.results, metric, task.dev_split)
+    report.fact(
+        "model", compared.model, f"{compared.model}, {describe(setup.backbone)}"
+    )
+    number = f"{compared.num_train_examples:,}"
+    published = getattr(task, "num_train", None)
+    if published and published != compared.num_train_examples:
+        number += f" of {published:,}"
+    if skipped := setup.train_examples.skipped:
+        number += f"; {skipped}"
+    report.fact(f"training {task.unit}", compared.num_train_examples, number)
+    report.fact("data", compared.data_dir or "TFDS")
+    for name, value in dataclasses.asdict(cell).items():
+        report.fact(name.replace("_", " "), value, f"{value:g}")
+    report.fact("batch size", compared.batch_size)
+    reaching = np.mean(setup.train.lengths == setup.train.sequence_length)
+    for name, value in compared.sizes.items():
+        shown = f"{value} tokens"
+        if name == "sequence_length":
+            shown += f", which {100 * reaching:.1f}% of the training rows reach"
+        report.fact(name.replace("_", " "), value, shown)
+    report.fact("warm-up", compared.warmup_fraction, f"{compared.warmup_fraction:g}")
+    report.fact("weight decay", compared.weight_decay, f"{compared.weight_decay:g}")
+    losses = run.results[cell].losses
+    report.fact(
+        "training loss by epoch", losses, ", ".join(f"{loss:.4f}" for loss in losses)
+    )
+    report.fact("runs", len(run.results))
+    report.fact("precision", compared.dtype_policy)
+    report.closing(
+        "The model is in `model/`, which `keras_minilmv2.load_saved` reads; a text "
+        "classifier is a preset of `keras_hub.models.TextClassifier`. Its predictions "
+        "are in `predictions/`, all metrics in `metrics.json`, the result of each run "
+        "in `cells/`. For a test split: `keras-minilmv2 evaluate`."
+    )
+    return report

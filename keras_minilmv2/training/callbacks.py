@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_minilmv2.utils.tables import clock
+
 # A loss scale of 2**15 is down to 1e-4 after 28 halvings.
 _MOST_SKIPPED_IN_A_ROW = 100
 # Seconds without a line, where lines are not redrawn.
@@ -81,15 +83,6 @@ class ProgressLine:
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
-
-
-def clock(seconds):
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{seconds:02}"
-    return f"{minutes}:{seconds:02}"
 
 
 class RunMonitor(keras.callbacks.Callback):

@@ -131,7 +131,7 @@ def test_a_run_writes_everything(finished, data):
     output_dir = result.output_dir
     assert {entry.name for entry in output_dir.iterdir()} == {
         *("settings.json", "cells", "model"),
-        *("predictions", "metrics.json", "report.md"),
+        *("predictions", "metrics.json", "report.md", "report.json", ".run.json"),
     }
     metrics = json.loads((output_dir / "metrics.json").read_text())
     accuracy = metrics["splits"]["dev"]["metrics"]["accuracy"]
@@ -244,7 +244,7 @@ def test_a_grid_that_grows_is_unfinished_until_its_report(
     model, data, tmp_path, monkeypatch
 ):
     run(model, data, tmp_path / "out", seed=[0])
-    monkeypatch.setattr(fine_tuning_runs, "write_report", _interrupt)
+    monkeypatch.setattr(fine_tuning_runs, "_report", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(model, data, tmp_path / "out", seed=[0, 1])
     monkeypatch.undo()
@@ -329,7 +329,7 @@ def test_a_run_that_diverges_is_not_the_best(model, data, tmp_path):
     report = (tmp_path / "out/report.md").read_text()
     assert re.search(r"\| +1e\+30 \| +1 \| +0 \|", report)
     # Only the run that diverged is left.
-    for name in ("cells/lr0.03-epochs1-seed0.json", "report.md"):
+    for name in ("cells/learning_rate=0.03,epochs=1,seed=0.json", "report.md"):
         (tmp_path / "out" / name).unlink()
     shutil.rmtree(tmp_path / "out/model")
     with pytest.raises(RuntimeError, match="not finite in any run. Try a lower"):
@@ -374,7 +374,9 @@ def test_every_language_counts_the_same(model, data, tmp_path):
     assert (tmp_path / "out/predictions/dev/XNLI-de.tsv").is_file()
     settings = tmp_path / "out/settings.json"
     settings.write_text("{")
-    with pytest.raises(ValueError, match="settings.json must be JSON, as it was"):
+    with pytest.raises(
+        ValueError, match="must be a JSON file. Received: .*settings.json"
+    ):
         run(model, tmp_path, tmp_path / "out", task="xnli")
     # A model of MNLI's labels may be evaluated on MNLI.
     evaluation = evaluate_model(
@@ -506,7 +508,19 @@ def test_a_directory_with_something_else_is_refused(model, data, tmp_path):
     assert (tmp_path / "model").is_dir()
 
 
-def test_a_full_disk_is_said_in_one_sentence(model, data, tmp_path, monkeypatch):
+def test_a_finished_run_is_returned(model, data, single, tmp_path):
+    shutil.copytree(single.output_dir, tmp_path, dirs_exist_ok=True)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    logged = []
+    again = run(model, data, tmp_path, logged=logged)
+    assert logged[0] == f"Finished already: {tmp_path}."
+    assert again.results == single.results
+    assert again.cell == single.cell
+    assert again.evaluations["dev"].metrics == single.evaluations["dev"].metrics
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
+def test_a_full_disk_is_one_sentence(model, data, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000))
     message = r"have room. Received: output_dir=.*\(No space left on device\)"
@@ -517,15 +531,15 @@ def test_a_full_disk_is_said_in_one_sentence(model, data, tmp_path, monkeypatch)
 
 def test_another_run_is_replaced_only_when_asked(model, data, single, tmp_path):
     shutil.copytree(single.output_dir, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(FileExistsError, match="finished run. .* Pass --overwrite"):
-        run(model, data, tmp_path)
-    with pytest.raises(FileExistsError, match="which differs in batch_size. Pass"):
+    with pytest.raises(FileExistsError, match="has batch_size=16. Use .* --overwrite"):
         run(model, data, tmp_path, batch_size=8)
     backbone = load_backbone(model)
     backbone.set_weights([0.5 * x for x in backbone.get_weights()])
-    with pytest.raises(FileExistsError, match="which differs in weights_sha256"):
+    with pytest.raises(FileExistsError, match="other settings. .* weights_sha256="):
         run(backbone, data, tmp_path, tokenizer=load_tokenizer(model))
-    with pytest.raises(FileExistsError, match="which differs in data_sha256, num_"):
+    with pytest.raises(
+        FileExistsError, match="has data_sha256=.*, num_train_examples=160"
+    ):
         run(model, data, tmp_path, num_train_examples=30)
     (tmp_path / "mine.txt").write_text("kept")
     run(model, data, tmp_path, batch_size=8, overwrite=True)
@@ -552,7 +566,7 @@ def test_settings_may_be_one_object(model, data, single, tmp_path):
     )
     (ours,), (theirs,) = result.results.values(), single.results.values()
     assert ours.losses == theirs.losses
-    with pytest.raises(TypeError, match="unexpected keyword argument 'rate'"):
+    with pytest.raises(ValueError, match="Fine-tuning has no field `rate`"):
         fine_tune(model, "sst2", tmp_path, settings, data_dir=data, rate=1)
 
 

@@ -89,11 +89,13 @@ def test_a_run_leaves_model_answers_and_report(finished):
         assert word in report
 
 
-def test_a_finished_run_is_kept(model, data, finished, capsys):
+def test_a_finished_run_is_returned(model, data, finished, capsys):
     arguments = ["finetune", str(model), "--task", "squad1", "--data-dir", str(data)]
     arguments += ["--output-dir", str(finished), "--epochs", "6", *SETTINGS]
-    assert cli.main(arguments) == 2
-    assert "must not hold a finished run" in capsys.readouterr().err
+    before = {file: file.read_bytes() for file in finished.rglob("*.*")}
+    assert cli.main(arguments) == 0
+    assert f"Finished already: {finished}." in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in finished.rglob("*.*")} == before
 
 
 def metrics_of(directory):
@@ -206,7 +208,7 @@ def test_other_answers_are_other_data(model, data, tmp_path, capsys):
     arguments += ["--output-dir", str(tmp_path / "out"), *SETTINGS, "--data-dir"]
     assert cli.main([*arguments, str(data)]) == 0
     assert cli.main([*arguments, str(other), "--seed", "1"]) == 2
-    assert "which differs in data_sha256" in capsys.readouterr().err
+    assert "whose settings.json has data_sha256=" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from keras_minilmv2.training import callbacks
-from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor, clock
+from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor
 from keras_minilmv2.training.history import History
+from keras_minilmv2.utils.tables import clock
 
 
 class Terminal(io.StringIO):
