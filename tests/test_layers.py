@@ -85,6 +85,34 @@ def test_private_names_of_libraries_are_read_in_backbones_only(path):
         assert not any(part.startswith("_") for part in module.split(".")), module
 
 
+def compared_texts(path):
+    """Texts that a value is compared with, looked up by in a dict or matched."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            parts = [key for key in node.keys if key is not None]
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        else:
+            continue
+        for part in parts:
+            yield from (
+                each.value
+                for each in ast.walk(part)
+                if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_differs_between_objectives_is_in_their_records(path):
+    from keras_minilmv2.distillation.objectives import OBJECTIVES
+
+    if path.name == "objectives.py":
+        return
+    assert set(OBJECTIVES).isdisjoint(compared_texts(path))
+
+
 def test_importing_the_package_imports_no_framework():
     import subprocess
     import sys

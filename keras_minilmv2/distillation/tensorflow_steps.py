@@ -1,4 +1,4 @@
-"""Steps of the distiller on TensorFlow: one device, several, or several workers.
+"""Training and evaluation steps on TensorFlow, under any `tf.distribute` strategy.
 
 Keras' own training function breaks under `tf.distribute` with several steps per
 execution, with XLA, with several workers and with gradient accumulation. This one is a
@@ -28,6 +28,21 @@ class TensorFlowSteps:
         gradients, losses, pair_losses = compute(inputs)
         update = self._compiled_update or self._update
         update(gradients)
+        self._update_metrics(losses, pair_losses)
+        return self.get_metrics_result()
+
+    def train_on_targets(self, inputs, y_true):
+        """One update against targets that are given, in one replica.
+
+        Args:
+            inputs: dict of the student's inputs.
+            y_true: what `_targets` would return for them.
+
+        Returns:
+            dict of the metrics' results.
+        """
+        gradients, losses, pair_losses = self._student_gradients(inputs, y_true)
+        self._update(gradients)
         self._update_metrics(losses, pair_losses)
         return self.get_metrics_result()
 
@@ -193,7 +208,7 @@ class TensorFlowSteps:
             # A step must not stand inside a condition: replicas merge in it.
             def run_steps(iterator):
                 for _ in tf.range(self.steps_per_execution):
-                    # The teachers of ten would run ahead, and be held.
+                    # The default of 10 would keep ten teacher passes in memory.
                     tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                     one_step(next(iterator))
                 return self.steps_per_execution
@@ -203,7 +218,7 @@ class TensorFlowSteps:
             def run_steps(iterator):
                 done = 0
                 for _ in tf.range(self.steps_per_execution):
-                    # The teachers of ten would run ahead, and be held.
+                    # The default of 10 would keep ten teacher passes in memory.
                     tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                     data = iterator.get_next_as_optional()
                     if not data.has_value():
@@ -245,7 +260,7 @@ class TensorFlowSteps:
                 arrays[name] = arrays[name].write(i, value)
             return i + 1, gradients, arrays
 
-        # One at a time: the teachers of ten would run ahead, and be held.
+        # The default of 10 parallel iterations would keep ten teacher passes in memory.
         _, gradients, arrays = tf.while_loop(
             lambda i, *_: i < steps,
             body,
@@ -256,7 +271,9 @@ class TensorFlowSteps:
         return gradients, per_sequence.pop("loss"), per_sequence
 
     def _micro_gradients(self, inputs):
-        y_true = self._targets(inputs, training=True)
+        return self._student_gradients(inputs, self._targets(inputs, training=True))
+
+    def _student_gradients(self, inputs, y_true):
         with tf.GradientTape() as tape:
             losses, pair_losses = self._sequence_losses(inputs, y_true, training=True)
             # The mean over the global batch: micro-batches and replicas are summed.
