@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.util
-import signal
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +20,24 @@ from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.data.preparation import prepare
 from keras_minilmv2.data.shards import MANIFEST, PreparedExamples
 from keras_minilmv2.data.text import Corpus
-from keras_minilmv2.distillation.distiller import RelationDistiller
-from keras_minilmv2.distillation.hidden_states import HiddenStateDistiller
-from keras_minilmv2.distillation.losses import AttentionValueLoss
-from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
+from keras_minilmv2.distillation.initialization import Initialization
+from keras_minilmv2.distillation.objectives import OBJECTIVES
 from keras_minilmv2.runs.recipes import load_recipe
-from keras_minilmv2.runs.report import (
-    beginning,
-    describe,
-    loss_name,
-    run_title,
-    write_report,
+from keras_minilmv2.runs.report import describe, run_title, write_report
+from keras_minilmv2.training.callbacks import (
+    CheckpointWriter,
+    HeldOutEvaluation,
+    HistoryLog,
+    NanGuard,
+    Progress,
+    Resume,
+    RunState,
+    StopOnSignal,
+    fit_remaining,
 )
-from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor
 from keras_minilmv2.training.checkpoints import Checkpoints
 from keras_minilmv2.training.history import History
+from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
 from keras_minilmv2.training.strategy import (
     is_chief,
@@ -110,8 +111,8 @@ def check_output_dir(recipe, output_dir, overwrite=False):
         raise NotADirectoryError(
             f"`output_dir` must be a directory. Received: output_dir={path}, a file."
         )
-    for name in ("teacher", "student_preset"):
-        check_outside(name, getattr(recipe, name), path)
+    check_outside("teacher", recipe.teacher, path)
+    check_outside("student_initialization", recipe.initialization.preset, path)
     names = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
     if names and not names & set(OUTPUTS):
         raise FileExistsError(
@@ -180,14 +181,14 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
     with strategy.scope():
         teacher, tokenizer = load_teacher(recipe)
         # Built once before anything is written: it checks most settings.
-        if recipe.student_initialization != "projection":
+        if not recipe.initialization.needs_examples:
             make_distiller(teacher, make_student(teacher, recipe), recipe, tokenizer)
     with _undone_on_error(output_dir, keep=resume):
         examples = make_examples(recipe, tokenizer, output_dir, overwrite, say)
     with corpus_errors(*examples.values()):
         held_out = held_out_batches(recipe, teacher, examples["held_out"])
         first = None
-        if recipe.student_initialization == "projection":
+        if recipe.initialization.needs_examples:
             first = with_segment_ids(
                 teacher, sample(examples["train"], NUM_PROJECTION_EXAMPLES)
             )
@@ -210,15 +211,21 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, say=print
             seconds=0.0,
             finished=False,
         )
-        monitor = _monitor(run, resume, chief, progress_stream, say)
-        with _writing(output_dir, monitor):
-            _train(run, distiller, strategy, examples["train"], monitor)
-    finished = monitor.finished
+        state = _train(
+            run,
+            distiller,
+            strategy,
+            examples["train"],
+            resume,
+            chief,
+            progress_stream,
+            say,
+        )
     run = dataclasses.replace(
-        run, seconds=time.perf_counter() - started, finished=finished
+        run, seconds=time.perf_counter() - started, finished=state.finished
     )
     if chief:
-        _finish(run, monitor)
+        _finish(run, state, say)
     return run
 
 
@@ -227,12 +234,13 @@ def load_teacher(recipe):
     teacher = load_backbone(recipe.teacher, dtype=recipe.dtype_policy)
     tokenizer = load_tokenizer(recipe.teacher)
     check_tokenizer(teacher, tokenizer)
-    if recipe.student_preset is not None:
-        theirs = load_tokenizer(recipe.student_preset)
+    preset = recipe.initialization.preset
+    if preset is not None:
+        theirs = load_tokenizer(preset)
         if list(theirs.get_vocabulary()) != list(tokenizer.get_vocabulary()):
             raise ValueError(
-                "`student_preset` must have the teacher's vocabulary. "
-                f"Received: student_preset={recipe.student_preset}."
+                "`student_initialization` must name a preset with the teacher's "
+                f"vocabulary. Received: student_initialization=preset:{preset}."
             )
     check_layer("teacher_layer", recipe.teacher_layer, len(block_calls(teacher)))
     if not 3 <= recipe.sequence_length <= teacher.max_sequence_length:
@@ -251,11 +259,11 @@ def make_student(teacher, recipe, examples=None, initialization=None):
         teacher: the teacher of the recipe.
         recipe: `Recipe`.
         examples: batch of token ids for `"projection"`.
-        initialization: another way to begin than the recipe's.
+        initialization: str, another one than the recipe's.
     """
-    initialization = initialization or recipe.student_initialization
-    projected = initialization == "projection"
-    inherits = projected or initialization == "layers"
+    chosen = recipe.initialization
+    if initialization is not None:
+        chosen = Initialization.parse(initialization)
     student = student_backbone(
         teacher,
         num_layers=recipe.student_num_layers,
@@ -264,15 +272,12 @@ def make_student(teacher, recipe, examples=None, initialization=None):
         intermediate_dim=recipe.student_intermediate_dim,
         embedding_dim=recipe.student_embedding_dim,
         dropout=recipe.student_dropout,
-        initialization="random" if initialization == "preset" else initialization,
-        teacher_layers=recipe.student_teacher_layers if inherits else None,
-        examples=examples if projected else None,
-        num_relation_heads=recipe.num_relation_heads if projected else None,
         seed=recipe.seed,
         dtype=recipe.dtype_policy,
+        **chosen.arguments(examples, recipe.num_relation_heads),
     )
-    if initialization == "preset":
-        _go_on_from(recipe.student_preset, student)
+    if chosen.preset is not None:
+        _go_on_from(chosen.preset, student)
     return student
 
 
@@ -286,8 +291,9 @@ def _go_on_from(preset, student):
     if different:
         name = different[0]
         raise ValueError(
-            f"`student_preset` must have the student's {name}, {ours[name]}. "
-            f"Received: student_preset={preset}, {name}={theirs.get(name)}."
+            f"`student_initialization` must name a preset with the student's {name}, "
+            f"{ours[name]}. Received: student_initialization=preset:{preset}, "
+            f"{name}={theirs.get(name)}."
         )
     student.set_weights(begun.get_weights())
 
@@ -302,29 +308,8 @@ def _shape(backbone):
 
 def make_distiller(teacher, student, recipe, tokenizer):
     """Builds and compiles what trains the student of a recipe."""
-    if recipe.objective == "relations":
-        distiller = RelationDistiller(
-            teacher,
-            student,
-            teacher_layer=recipe.teacher_layer,
-            num_relation_heads=recipe.num_relation_heads,
-            relation_weights=recipe.relation_weights,
-        )
-    elif recipe.objective == "attention_values":
-        distiller = RelationDistiller(
-            teacher,
-            student,
-            teacher_layer=recipe.teacher_layer,
-            relation_loss=AttentionValueLoss(),
-        )
-    elif recipe.objective == "hidden_states":
-        distiller = HiddenStateDistiller(
-            teacher, student, recipe.teacher_layer, seed=recipe.seed
-        )
-    else:
-        distiller = MaskedTokenTrainer(
-            student, tokenizer, whole_words=recipe.whole_words, seed=recipe.seed
-        )
+    objective = OBJECTIVES[recipe.objective]
+    distiller = objective.make_trainer(teacher, student, tokenizer, recipe)
     distiller.compile(
         optimizer=recipe_optimizer(recipe),
         steps_per_execution=recipe.steps_per_execution,
@@ -368,10 +353,11 @@ def write_student(recipe, output_dir, truncated_teacher=False):
         raise FileExistsError(
             f"`output_dir` must be empty or new. Received: output_dir={path}."
         )
-    if recipe.student_initialization == "projection" and not truncated_teacher:
+    if recipe.initialization.needs_examples and not truncated_teacher:
         raise ValueError(
             "`student_initialization` must be random, layers or preset for a student "
-            "that is not trained. Received: student_initialization='projection'."
+            "that is not trained. "
+            f"Received: student_initialization={recipe.student_initialization!r}."
         )
     teacher, tokenizer = load_teacher(recipe)
     if truncated_teacher:
@@ -531,22 +517,29 @@ def held_out_batches(recipe, teacher, examples):
     return dataset.batch(recipe.batch_size)
 
 
-def _monitor(run, resume, chief, progress_stream, say):
-    """The callback of a run; files are the chief's."""
-    recipe, output_dir = run.recipe, run.output_dir
+def _train(run, distiller, strategy, examples, resume, chief, progress_stream, say):
+    """Trains for the steps that remain; files are the chief's. Returns the state."""
+    recipe, output_dir, history = run.recipe, run.output_dir, run.history
     checkpoints = Checkpoints(output_dir / "checkpoints")
-    arrays = None
-    if resume:
-        arrays, damaged = checkpoints.latest()
-        for step in damaged:
-            say(f"Note: {checkpoints.path(step)} is damaged and is left out.")
+    arrays, unusable = checkpoints.latest(distiller) if resume else (None, [])
+    for step in unusable:
+        say(f"Note: {checkpoints.path(step)} is damaged and is skipped.")
+    state = RunState(recipe.total_steps)
+    if arrays is not None:
+        start_step, rows = checkpoints.notes(arrays)
+        state = RunState(recipe.total_steps, start_step)
+        history.rows = {int(step): row for step, row in rows.items()}
+    if chief:
+        history.on_add = _tensorboard(output_dir / "tensorboard")
     say(f"{run_title(recipe)}.")
     say(f"Teacher: {describe(run.teacher)}; layer {recipe.teacher_layer}.")
-    say(f"Student: {describe(run.student)}; begins from {beginning(recipe)}.")
+    beginning = recipe.initialization.description()
+    say(f"Student: {describe(run.student)}; begins from {beginning}.")
     say(f"Runs on {hardware()}.")
+    if resume:
+        say(f"Goes on after step {state.start_step} of {recipe.total_steps}.")
 
-    def save(best):
-        step = monitor.last_step
+    def save(step, best):
         paths = [output_dir / "student"]
         if best:
             paths.append(output_dir / "best")
@@ -556,68 +549,65 @@ def _monitor(run, resume, chief, progress_stream, say):
             save_student(run.student, run.tokenizer, path)
         _save_history(run)
 
-    monitor = RunMonitor(
-        total_steps=recipe.total_steps,
-        log_every=recipe.log_every,
-        evaluate_every=recipe.evaluate_every,
-        checkpoint_every=recipe.checkpoint_every,
-        held_out=run.held_out,
-        save=save if chief else lambda best: None,
-        history=run.history,
-        progress=ProgressLine(
-            recipe.total_steps,
-            recipe.batch_size * recipe.sequence_length,
-            progress_stream,
-        ),
-        checkpoints=checkpoints,
-        writes_checkpoints=chief,
-        resume_from=arrays,
-        scalars=_tensorboard(output_dir / "tensorboard") if chief else None,
-        say=say,
-    )
-    if resume:
-        say(f"Goes on after step {monitor.start_step} of {recipe.total_steps}.")
-    return monitor
-
-
-def _train(run, distiller, strategy, examples, monitor):
-    recipe = run.recipe
-
     def make_dataset(num_workers, worker):
         return as_dataset(
             examples,
             recipe.batch_size,
             seed=recipe.seed,
-            start_step=monitor.start_step,
+            start_step=state.start_step,
             num_workers=num_workers,
             worker=worker,
             segment_ids=uses_segment_ids(run.student),
         )
 
-    steps = recipe.total_steps - monitor.start_step
-    with _stopping(monitor):
-        distiller.fit(
-            share_out(strategy, make_dataset, recipe.batch_size),
-            steps_per_epoch=steps,
-            shuffle=False,  # the examples are shuffled already
-            verbose=0,
-            callbacks=[monitor],
+    tokens_per_step = recipe.batch_size * recipe.sequence_length
+    intervals = recipe.log_every, recipe.evaluate_every
+    line = ProgressLine(recipe.total_steps, tokens_per_step, progress_stream)
+    stop = StopOnSignal(state)
+    # In this order: each acts on what those before it have found.
+    callbacks = [
+        NanGuard(state, intervals),
+        Progress(state, line),
+        HistoryLog(state, history, intervals, tokens_per_step, say),
+        HeldOutEvaluation(
+            state,
+            history,
+            run.held_out,
+            recipe.evaluate_every,
+            save if chief else lambda step, best: None,
+        ),
+        stop,
+    ]
+    if arrays is not None:
+        callbacks.insert(0, Resume(state, checkpoints, arrays))
+    if chief:
+        callbacks.append(
+            CheckpointWriter(state, checkpoints, recipe.checkpoint_every, history)
         )
+    dataset = share_out(strategy, make_dataset, recipe.batch_size)
+    with _writing(output_dir, state), stop:
+        fit_remaining(distiller, dataset, state, callbacks)
+    return state
 
 
-def _finish(run, monitor):
+def _finish(run, state, say):
     recipe, output_dir = run.recipe, run.output_dir
-    if monitor.nan_step is not None:
-        save_student(run.student, run.tokenizer, output_dir / "student")
+    if state.diverged_step is not None:
+        kept = "no later student than that of the last evaluation is kept"
+        if state.last_good_step is not None:
+            save_student(run.student, run.tokenizer, output_dir / "student")
+            kept = (
+                f"the student of step {state.last_good_step} is kept in "
+                f"{output_dir / 'student'}"
+            )
         _save_history(run)
         raise DivergedError(
-            f"{monitor.problem} at step {monitor.nan_step}; the student of step "
-            f"{monitor.last_good_step} is kept in {output_dir / 'student'}. Try a "
+            f"{state.problem} at step {state.diverged_step}; {kept}. Try a "
             "lower peak_learning_rate, or mixed_bfloat16 in place of mixed_float16."
         )
     if not run.finished:
-        monitor.say(
-            f"Stopped after step {monitor.last_step} of {recipe.total_steps}, with a "
+        say(
+            f"Stopped after step {state.last_step} of {recipe.total_steps}, with a "
             "checkpoint. Give the same command to go on."
         )
         return
@@ -629,8 +619,9 @@ def _save_history(run):
     """Writes `history.csv` and `curves.png`."""
     recipe = run.recipe
     run.history.save_csv(run.output_dir / "history.csv")
+    loss_label = OBJECTIVES[recipe.objective].loss_label
     run.history.save_curves(
-        run.output_dir / "curves.png", run_title(recipe), loss_name(recipe)
+        run.output_dir / "curves.png", run_title(recipe), loss_label
     )
 
 
@@ -653,39 +644,16 @@ def _tensorboard(path):
 
 
 @contextlib.contextmanager
-def _stopping(monitor):
-    """Turns SIGTERM and the first SIGINT into a checkpoint and an end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        monitor.stop_requested = True
-        # A second one ends at once.
-        signal.signal(number, before[number])
-
-    before = {
-        number: signal.signal(number, stop)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _writing(output_dir, monitor=None):
+def _writing(output_dir, state=None):
     """Makes the directory; an error says that it is the output directory's."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         way_out = ""
-        if monitor is not None:
+        if state is not None:
             way_out = (
-                f" After step {monitor.last_step}; when it is, give the same command "
+                f" After step {state.last_step}; when it is, give the same command "
                 "to go on from the latest checkpoint."
             )
         raise OSError(

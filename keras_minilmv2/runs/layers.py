@@ -18,6 +18,7 @@ from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
+from keras_minilmv2.distillation.objectives import objective_for
 from keras_minilmv2.downstream.metrics import main_metric
 from keras_minilmv2.downstream.tasks import get_task, load_examples
 from keras_minilmv2.runs.distill import (
@@ -41,8 +42,8 @@ from keras_minilmv2.runs.grid_runs import (
     visible_names,
     writing,
 )
-from keras_minilmv2.runs.report import beginning, describe, model_name
-from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.runs.report import describe, model_name
+from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.utils.files import replacing_file
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
@@ -125,11 +126,9 @@ def choose_layer(
         RuntimeError: if the loss of a layer, or of every probe, was not finite.
     """
     task, output_dir = get_task(task), Path(output_dir)
-    if recipe.objective != "relations":
-        raise ValueError(
-            "`objective` must be relations to choose a layer. "
-            f"Received: objective={recipe.objective!r}."
-        )
+    objective_for(
+        recipe.objective, lambda each: each.compares_layers, "to choose a layer"
+    )
     for name, known in (
         ("accumulation_steps", (1,)),
         ("strategy", ("auto", "one_device")),
@@ -271,7 +270,7 @@ def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
     with corpus_errors(*examples.values()):
         held_out = held_out_batches(recipe, teacher, examples["held_out"])
         first = None
-        if recipe.student_initialization == "projection":
+        if recipe.initialization.needs_examples:
             batch = sample(examples["train"], NUM_PROJECTION_EXAMPLES)
             first = with_segment_ids(teacher, batch)
         candidates = LayerCandidates(
@@ -340,7 +339,7 @@ def _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs
     tokens = recipe.total_steps * recipe.batch_size * recipe.sequence_length
     facts = [
         ["teacher", f"{recipe.teacher}, {describe(teacher)}"],
-        ["student begins from", beginning(recipe)],
+        ["student begins from", recipe.initialization.description()],
         [
             "distillation of each layer",
             f"{recipe.total_steps:,} updates, {count(tokens)} tokens",

@@ -6,14 +6,18 @@ import json
 import runpy
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
+from keras_minilmv2.distillation.initialization import Initialization
+from keras_minilmv2.distillation.objectives import OBJECTIVES
 from keras_minilmv2.utils.files import replacing_file
 
-OBJECTIVES = ("relations", "attention_values", "hidden_states", "masked_tokens")
+_OLD_FIELDS = {
+    "student_teacher_layers": tuple[int, ...] | None,
+    "student_preset": str | None,
+}
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-INITIALIZATIONS = ("random", "layers", "projection", "preset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +36,9 @@ class Recipe:
         student_hidden_dim: int.
         student_intermediate_dim: int.
         student_embedding_dim: int or None. For ALBERT and ELECTRA.
-        student_initialization: `"random"`, `"layers"`, `"projection"` or `"preset"`.
-        student_teacher_layers: tuple of int or None. Layers that the student begins
-            with.
-        student_preset: str or None. For `"preset"`: a student to go on from, of the
-            shape above; as `teacher`.
+        student_initialization: str. `"random"`; `"layers"` or `"projection"`, also with
+            the teacher's layers as in `"layers:1,3,6"`; or `"preset:PATH"`, an earlier
+            student of the shape above, named as `teacher` is.
         student_dropout: float.
         objective: str. What the student learns: `"relations"`, or, to compare with,
             `"attention_values"` (MiniLM v1), `"hidden_states"` or `"masked_tokens"`
@@ -85,8 +87,9 @@ class Recipe:
     student_intermediate_dim: int
     student_embedding_dim: int | None = None
     student_initialization: str = "random"
-    student_teacher_layers: tuple[int, ...] | None = None
-    student_preset: str | None = None
+    # Of older recipes; both are part of `student_initialization` now.
+    student_teacher_layers: InitVar[tuple[int, ...] | None] = None
+    student_preset: InitVar[str | None] = None
     student_dropout: float = 0.1
     # Objective.
     objective: str = "relations"
@@ -124,7 +127,7 @@ class Recipe:
     dtype_policy: str = "float32"
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self, student_teacher_layers, student_preset):
         for spec in dataclasses.fields(self):
             value = _converted(getattr(self, spec.name), spec.type)
             if value is _WRONG:
@@ -133,6 +136,10 @@ class Recipe:
                     f"Received: {spec.name}={getattr(self, spec.name)!r}."
                 )
             object.__setattr__(self, spec.name, value)
+        initialization = Initialization.from_fields(
+            self.student_initialization, student_teacher_layers, student_preset
+        )
+        object.__setattr__(self, "student_initialization", str(initialization))
         for name in (
             "batch_size",
             "checkpoint_every",
@@ -161,22 +168,20 @@ class Recipe:
                 "`keep_every` must be a multiple of `evaluate_every`, or None. "
                 f"Received: keep_every={kept}, evaluate_every={self.evaluate_every}."
             )
-        if (self.student_preset is None) == (self.student_initialization == "preset"):
-            raise ValueError(
-                "`student_preset` must be given with student_initialization='preset', "
-                f"and only then. Received: student_preset={self.student_preset!r}, "
-                f"student_initialization={self.student_initialization!r}."
-            )
         for name, known in (
             ("dtype_policy", DTYPE_POLICIES),
             ("objective", OBJECTIVES),
-            ("student_initialization", INITIALIZATIONS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(known)}. "
                     f"Received: {name}={getattr(self, name)!r}."
                 )
+
+    @property
+    def initialization(self):
+        """The `Initialization` that `student_initialization` describes."""
+        return Initialization.parse(self.student_initialization)
 
     def override(self, assignments):
         """Returns a recipe with some fields set from text.
@@ -281,14 +286,14 @@ def _field_types():
 def _field_types_or_error(names):
     types_by_name = _field_types()
     for name in names:
-        if name not in types_by_name:
+        if name not in types_by_name and name not in _OLD_FIELDS:
             close = difflib.get_close_matches(name, types_by_name, n=1)
             raise ValueError(
                 f"A recipe has no field `{name}`."
                 + (f" Did you mean `{close[0]}`?" if close else "")
                 + f" Known fields: {', '.join(types_by_name)}."
             )
-    return types_by_name
+    return types_by_name | _OLD_FIELDS
 
 
 def _constructor_message(error, source):

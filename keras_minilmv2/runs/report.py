@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.training.callbacks import clock
+from keras_minilmv2.distillation.objectives import OBJECTIVES
+from keras_minilmv2.training.progress import clock
 from keras_minilmv2.utils.files import replacing_file
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.tables import count, markdown_table, megabytes
@@ -34,26 +35,10 @@ def describe(backbone):
     )
 
 
-# The loss of an objective, and its unit.
-_LOSSES = {
-    "relations": ("relation loss", "nats"),
-    "attention_values": ("attention and value-relation loss", "nats"),
-    "hidden_states": ("hidden-state loss", "squared units"),
-    "masked_tokens": ("masked-token loss", "nats"),
-}
-
-
-def loss_name(recipe):
-    """What the loss of a recipe is called, with its unit: `"relation loss [nats]"`."""
-    name, unit = _LOSSES[recipe.objective]
-    return f"{name} [{unit}]"
-
-
 def held_out_summary(recipe, history):
     """One sentence: the held-out loss before and after."""
-    name, unit = _LOSSES[recipe.objective]
-    before, after = (history.series("held_out_loss")[1][i] for i in (0, -1))
-    return f"Held-out {name}: {before:.4f} {unit} before, {after:.4f} after."
+    losses = history.series("held_out_loss")[1]
+    return OBJECTIVES[recipe.objective].held_out_summary(losses[0], losses[-1])
 
 
 def report_text(directory):
@@ -79,6 +64,7 @@ def report_text(directory):
 def write_report(run):
     """Writes `report.md`: what was run, on what, with which result."""
     recipe, history = run.recipe, run.history
+    objective = OBJECTIVES[recipe.objective]
     prefix = "held_out_"
     parts = [
         name.removeprefix(prefix)
@@ -105,8 +91,8 @@ def write_report(run):
         for role, backbone in (("teacher", run.teacher), ("student", run.student))
     ]
     facts = [
-        *_objective_facts(recipe),
-        ["student begins from", beginning(recipe)],
+        *objective.facts(recipe),
+        ["student begins from", recipe.initialization.description()],
         ["corpus", ", ".join(recipe.corpus)],
         [
             "steps",
@@ -138,8 +124,8 @@ def write_report(run):
             markdown_table(["model", "shape", "float32 weights"], models),
             markdown_table(["setting", "value"], facts),
             "The student is in `student/`, a keras-nlp preset: "
-            f"`keras_hub.models.Backbone.from_preset` reads it. {_untrained(recipe)} "
-            "as initialised: fine-tune before use. All settings are in "
+            f"`keras_hub.models.Backbone.from_preset` reads it. "
+            f"{objective.untrained}: fine-tune before use. All settings are in "
             "`recipe.json`, the numbers behind the curves in `history.csv`.",
         ]
     )
@@ -151,43 +137,4 @@ def run_title(recipe):
     """What a run does, in one line."""
     teacher = model_name(recipe.teacher)
     student = f"{recipe.student_num_layers}x{recipe.student_hidden_dim}"
-    if recipe.objective == "masked_tokens":
-        return f"Masked language modelling of a {student} like {teacher}"
-    title = f"Distillation of {teacher} to {student}"
-    if recipe.objective == "relations":
-        return f"{title}, {recipe.num_relation_heads} relation heads"
-    return f"{title}, {_LOSSES[recipe.objective][0]}"
-
-
-def beginning(recipe):
-    """What a student begins from, with the teacher's layers, or its preset."""
-    if recipe.student_preset:
-        return recipe.student_preset
-    layers = recipe.student_teacher_layers
-    if not layers:
-        return recipe.student_initialization
-    numbers = ", ".join(map(str, layers))
-    of = "" if recipe.student_initialization == "layers" else " of layers"
-    return f"{recipe.student_initialization}{of} {numbers}"
-
-
-def _objective_facts(recipe):
-    if recipe.objective == "masked_tokens":
-        words = "words" if recipe.whole_words else "tokens"
-        return [
-            ["tokenizer and shape of", recipe.teacher],
-            ["objective", f"masked {words}"],
-        ]
-    facts = [["teacher", f"{recipe.teacher}, layer {recipe.teacher_layer}"]]
-    if recipe.objective == "relations":
-        return [*facts, ["relation heads", f"{recipe.num_relation_heads}"]]
-    return [*facts, ["objective", recipe.objective.replace("_", " ")]]
-
-
-def _untrained(recipe):
-    if recipe.objective in ("hidden_states", "masked_tokens"):
-        return "A pooler got no gradient and is"
-    return (
-        "The attention output, norms and feed-forward of its last layer, and a pooler, "
-        "got no gradient and are"
-    )
+    return OBJECTIVES[recipe.objective].title(recipe, teacher, student)
