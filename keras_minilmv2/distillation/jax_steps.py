@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import jax
 import keras
 
+from keras_minilmv2.utils.datasets import without_autotune
+
 # As Keras' trainer calls the parts of the state of its two functions.
 _TEST_STATE = ("trainable_variables", "non_trainable_variables", "metrics_variables")
 _TRAIN_STATE = (*_TEST_STATE[:2], "optimizer_variables", _TEST_STATE[2])
@@ -93,15 +95,18 @@ class JaxSteps:
                 list(itertools.islice(validation_data, validation_steps))
             )
         return super().fit(
-            batches,
-            validation_data=validation_data,
+            without_autotune(batches),
+            validation_data=without_autotune(validation_data),
             validation_steps=validation_steps,
             **kwargs,
         )
 
     def evaluate(self, x=None, **kwargs):
         """Evaluates, as `keras.Model.evaluate` does; `x` as for `fit`."""
-        return super().evaluate(_readable(x), **kwargs)
+        return super().evaluate(without_autotune(_readable(x)), **kwargs)
+
+    def separate_seeds(self, restored=False):
+        """Nothing to do: on JAX a dropout mask is drawn once for the global batch."""
 
     def _jit_compile_by_default(self):
         return "auto"

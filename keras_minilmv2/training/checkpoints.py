@@ -1,5 +1,6 @@
 """Checkpoints of a run: all that a resumed run needs, in one file each."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
+from keras_minilmv2.training.strategy import from_chief, is_chief, num_workers
 from keras_minilmv2.utils.files import replacing_file
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
@@ -113,6 +115,31 @@ class Checkpoints:
                 unusable.append(step)
         return None, unusable
 
+    def latest_of_chief(self, strategy, distiller):
+        """As `latest`, but of the chief's directory on every worker.
+
+        So workers without a shared file system resume at the same step. All workers
+        must call it.
+
+        Args:
+            strategy: `tf.distribute.Strategy`.
+            distiller: as for `read`.
+        """
+        arrays, unusable = None, []
+        chief = is_chief(strategy)
+        if chief:
+            arrays, unusable = self.latest(distiller)
+        if num_workers() == 1:
+            return arrays, unusable
+        content = b""
+        if arrays is not None:
+            content = self.path(self.notes(arrays)[0]).read_bytes()
+        content = from_chief(strategy, content)
+        if not chief and content:
+            with np.load(io.BytesIO(content)) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        return arrays, unusable
+
     @staticmethod
     def notes(arrays):
         """The step and the notes of a checkpoint that was read."""
@@ -130,6 +157,7 @@ class Checkpoints:
         for group, variables in _variables(distiller).items():
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{group}/{i}"])
+        distiller.separate_seeds(restored=True)
 
 
 def _check_fits(arrays, distiller):
