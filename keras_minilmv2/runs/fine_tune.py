@@ -33,6 +33,7 @@ from keras_minilmv2.downstream.tasks import (
     load_examples,
     write_predictions,
 )
+from keras_minilmv2.runs.directory import check_outside
 from keras_minilmv2.runs.fine_tuning_report import write_report
 from keras_minilmv2.runs.grid import FinishedCells, Result, grid_cells
 from keras_minilmv2.runs.grid_runs import (
@@ -54,7 +55,7 @@ from keras_minilmv2.runs.grid_runs import (
 from keras_minilmv2.runs.report import describe
 from keras_minilmv2.training.callbacks import ProgressLine
 from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.utils.files import check_outside, replacing_directory
+from keras_minilmv2.utils.files import replacing_directory
 from keras_minilmv2.utils.hardware import hardware
 
 # Examples of a batch that is not trained on.

@@ -12,10 +12,9 @@ from keras_minilmv2.downstream.classifiers import CLASSIFIERS
 from keras_minilmv2.downstream.metrics import main_metric
 from keras_minilmv2.runs.grid_runs import grid_parts, percent
 from keras_minilmv2.runs.report import describe, model_name
-from keras_minilmv2.training.callbacks import clock
 from keras_minilmv2.utils.files import replacing_file
 from keras_minilmv2.utils.hardware import hardware
-from keras_minilmv2.utils.tables import markdown_table
+from keras_minilmv2.utils.tables import clock, markdown_table
 from keras_minilmv2.version import __version__
 
 

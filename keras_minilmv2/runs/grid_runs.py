@@ -15,10 +15,9 @@ from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gp
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.runs.grid import Cell, best_cell, best_summary, summaries
 from keras_minilmv2.runs.recipes import DTYPE_POLICIES
-from keras_minilmv2.training.callbacks import clock
 from keras_minilmv2.utils.files import remove, replacing_file
 from keras_minilmv2.utils.seeds import set_seed
-from keras_minilmv2.utils.tables import markdown_table
+from keras_minilmv2.utils.tables import clock, markdown_table
 
 # What a run writes; overwriting a run removes these and nothing else.
 OUTPUTS = (
@@ -291,8 +290,8 @@ def grid_parts(results, cell, metric, split):
     deviation = "" if best.deviation is None else f" ± {percent(best.deviation)}"
     rows = [
         [
-            f"{summary.learning_rate:g}",
-            str(summary.epochs),
+            f"{summary.setting['learning_rate']:g}",
+            str(summary.setting["epochs"]),
             str(len(summary.scores)),
             "" if summary.mean is None else percent(summary.mean),
             "" if summary.deviation is None else percent(summary.deviation),
@@ -303,7 +302,8 @@ def grid_parts(results, cell, metric, split):
     header = ["learning rate", "epochs", "runs", "mean", "deviation", "diverged"]
     return [
         f"Best setting by mean {metric} on {split}: learning rate "
-        f"{best.learning_rate:g}, epochs {best.epochs}: {percent(best.mean)}"
+        f"{best.setting['learning_rate']:g}, epochs {best.setting['epochs']}: "
+        f"{percent(best.mean)}"
         f"{deviation} over {len(best.scores)} seeds. `model/` is the best of "
         f"{len(results)} runs: {cell}. It was chosen on {split}, so its score "
         "there is on the high side.",

@@ -27,6 +27,7 @@ from keras_minilmv2.downstream.span_model import (
     model_features,
     save_span_model,
 )
+from keras_minilmv2.runs.directory import check_outside
 from keras_minilmv2.runs.grid import FinishedCells, Result, grid_cells
 from keras_minilmv2.runs.grid_runs import (
     as_values,
@@ -46,16 +47,12 @@ from keras_minilmv2.runs.grid_runs import (
     writing,
 )
 from keras_minilmv2.runs.report import describe, model_name
-from keras_minilmv2.training.callbacks import ProgressLine, clock
+from keras_minilmv2.training.callbacks import ProgressLine
 from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.utils.files import (
-    check_outside,
-    replacing_directory,
-    replacing_file,
-)
+from keras_minilmv2.utils.files import replacing_directory, replacing_file
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
-from keras_minilmv2.utils.tables import markdown_table
+from keras_minilmv2.utils.tables import clock, markdown_table
 
 
 @dataclass(frozen=True)

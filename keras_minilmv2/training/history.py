@@ -56,6 +56,16 @@ class History:
                 cells = (f"{row[name]:.6g}" if name in row else "" for name in names)
                 writer.writerow([step, *cells])
 
+    @classmethod
+    def load_csv(cls, path):
+        """Reads what `save_csv` wrote; numbers have six digits."""
+        history = cls()
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step"))
+                history.add(step, **{k: float(v) for k, v in row.items() if v})
+        return history
+
     def save_curves(self, path, title, loss_name):
         """Draws losses and learning rate over steps as a PNG.
 

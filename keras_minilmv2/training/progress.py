@@ -4,6 +4,7 @@ import sys
 import time
 
 from keras_minilmv2.utils.checks import check_int
+from keras_minilmv2.utils.tables import clock
 
 # Seconds without a line, where lines are not redrawn.
 _SILENCE = 60.0
@@ -79,12 +80,3 @@ class ProgressLine:
         else:
             self.stream.write(line + "\n")
         self.stream.flush()
-
-
-def clock(seconds):
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{seconds:02}"
-    return f"{minutes}:{seconds:02}"

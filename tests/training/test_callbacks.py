@@ -16,7 +16,8 @@ from keras_minilmv2.training.callbacks import (
     fit_remaining,
 )
 from keras_minilmv2.training.history import History
-from keras_minilmv2.training.progress import ProgressLine, clock
+from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.utils.tables import clock
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,188 @@
+"""From a recipe to its models: teacher, student, and what trains the student."""
+
+from pathlib import Path
+
+from keras_minilmv2.backbones.families import check_tokenizer
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.projections import block_calls, check_layer
+from keras_minilmv2.backbones.saving import save_student
+from keras_minilmv2.backbones.students import student_backbone
+from keras_minilmv2.distillation.distiller import RelationDistiller
+from keras_minilmv2.distillation.hidden_states import HiddenStateDistiller
+from keras_minilmv2.distillation.losses import AttentionValueLoss
+from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
+from keras_minilmv2.runs.directory import check_new, writing
+from keras_minilmv2.training.schedule import adamw
+from keras_minilmv2.utils.seeds import set_seed
+
+
+def load_teacher(recipe):
+    """Loads the teacher and tokenizer of a recipe and checks the recipe with them."""
+    teacher = load_backbone(recipe.teacher, dtype=recipe.dtype_policy)
+    tokenizer = load_tokenizer(recipe.teacher)
+    check_tokenizer(teacher, tokenizer)
+    if recipe.student_preset is not None:
+        theirs = load_tokenizer(recipe.student_preset)
+        if list(theirs.get_vocabulary()) != list(tokenizer.get_vocabulary()):
+            raise ValueError(
+                "`student_preset` must have the teacher's vocabulary. "
+                f"Received: student_preset={recipe.student_preset}."
+            )
+    check_layer("teacher_layer", recipe.teacher_layer, len(block_calls(teacher)))
+    if not 3 <= recipe.sequence_length <= teacher.max_sequence_length:
+        raise ValueError(
+            "`sequence_length` must be at least 3 and not beyond the position table "
+            f"of the teacher. Received: sequence_length={recipe.sequence_length}, "
+            f"max_sequence_length={teacher.max_sequence_length}."
+        )
+    return teacher, tokenizer
+
+
+def make_student(teacher, recipe, examples=None, initialization=None):
+    """Builds the student of a recipe.
+
+    Args:
+        teacher: the teacher of the recipe.
+        recipe: `Recipe`.
+        examples: batch of token ids for `"projection"`.
+        initialization: another initialization than the recipe's.
+    """
+    initialization = initialization or recipe.student_initialization
+    projected = initialization == "projection"
+    inherits = projected or initialization == "layers"
+    student = student_backbone(
+        teacher,
+        num_layers=recipe.student_num_layers,
+        num_heads=recipe.student_num_heads,
+        hidden_dim=recipe.student_hidden_dim,
+        intermediate_dim=recipe.student_intermediate_dim,
+        embedding_dim=recipe.student_embedding_dim,
+        dropout=recipe.student_dropout,
+        initialization="random" if initialization == "preset" else initialization,
+        teacher_layers=recipe.student_teacher_layers if inherits else None,
+        examples=examples if projected else None,
+        num_relation_heads=recipe.num_relation_heads if projected else None,
+        seed=recipe.seed,
+        dtype=recipe.dtype_policy,
+    )
+    if initialization == "preset":
+        _set_preset_weights(recipe.student_preset, student)
+    return student
+
+
+def _set_preset_weights(preset, student):
+    """Gives a student the weights of a preset of its own shape."""
+    # What the preset has no weights for is drawn: the same each time.
+    set_seed(0)
+    begun = load_backbone(preset)
+    theirs, ours = (_shape(backbone) for backbone in (begun, student))
+    different = [name for name in ours if theirs.get(name) != ours[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"`student_preset` must have the student's {name}, {ours[name]}. "
+            f"Received: student_preset={preset}, {name}={theirs.get(name)}."
+        )
+    student.set_weights(begun.get_weights())
+
+
+def _shape(backbone):
+    """What must be equal for weights to be carried over."""
+    config = backbone.get_config()
+    for name in ("name", "dtype", "trainable", "dropout"):
+        config.pop(name, None)
+    return {"class": type(backbone).__name__, **config}
+
+
+def make_distiller(teacher, student, recipe, tokenizer):
+    """Builds and compiles what trains the student of a recipe."""
+    if recipe.objective == "relations":
+        distiller = RelationDistiller(
+            teacher,
+            student,
+            teacher_layer=recipe.teacher_layer,
+            num_relation_heads=recipe.num_relation_heads,
+            relation_weights=recipe.relation_weights,
+        )
+    elif recipe.objective == "attention_values":
+        distiller = RelationDistiller(
+            teacher,
+            student,
+            teacher_layer=recipe.teacher_layer,
+            relation_loss=AttentionValueLoss(),
+        )
+    elif recipe.objective == "hidden_states":
+        distiller = HiddenStateDistiller(
+            teacher, student, recipe.teacher_layer, seed=recipe.seed
+        )
+    else:
+        distiller = MaskedTokenTrainer(
+            student, tokenizer, whole_words=recipe.whole_words, seed=recipe.seed
+        )
+    distiller.compile(
+        optimizer=recipe_optimizer(recipe),
+        steps_per_execution=recipe.steps_per_execution,
+        accumulation_steps=recipe.accumulation_steps,
+    )
+    return distiller
+
+
+def recipe_optimizer(recipe):
+    """The optimizer of a recipe, with its schedule."""
+    return adamw(
+        recipe.peak_learning_rate,
+        recipe.warmup_steps,
+        recipe.total_steps,
+        weight_decay=recipe.weight_decay,
+        beta_1=recipe.beta_1,
+        beta_2=recipe.beta_2,
+        epsilon=recipe.epsilon,
+        gradient_clip_norm=recipe.gradient_clip_norm,
+    )
+
+
+def write_student(recipe, output_dir, truncated_teacher=False):
+    """Writes a recipe's student before any training, as a keras-nlp preset.
+
+    Args:
+        recipe: `Recipe` whose student is not initialized by `"projection"`.
+        output_dir: str or path. Empty or new.
+        truncated_teacher: bool. The teacher's own first layers instead, as many as
+            the student has.
+
+    Returns:
+        The student.
+
+    Raises:
+        ValueError: if the student is initialized by `"projection"`, which needs a
+            corpus.
+        FileExistsError: if the directory holds anything.
+    """
+    path = Path(output_dir)
+    check_new(path)
+    if recipe.student_initialization == "projection" and not truncated_teacher:
+        raise ValueError(
+            "`student_initialization` must be random, layers or preset for a student "
+            "that is not trained. Received: student_initialization='projection'."
+        )
+    teacher, tokenizer = load_teacher(recipe)
+    if truncated_teacher:
+        student = truncated(teacher, recipe.student_num_layers)
+    else:
+        student = make_student(teacher, recipe)
+    with writing(path):
+        save_student(student, tokenizer, path, overwrite=True)
+    return student
+
+
+def truncated(teacher, num_layers):
+    """The teacher's own first layers, as an encoder of their own."""
+    return student_backbone(
+        teacher,
+        num_layers=num_layers,
+        num_heads=teacher.num_heads,
+        hidden_dim=teacher.hidden_dim,
+        intermediate_dim=teacher.intermediate_dim,
+        initialization="layers",
+        teacher_layers=range(1, num_layers + 1),
+    )
