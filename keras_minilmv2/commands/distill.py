@@ -46,14 +46,8 @@ def run(options):
 
 
 def run_recipe(recipe, options):
-<<<<<<< HEAD
     """Trains the student of a recipe and prints the result."""
-    from keras_minilmv2.runs.distill import distill
-    from keras_minilmv2.runs.report import held_out_summary
-=======
-    """Trains the student of a recipe and says what came out."""
     from keras_minilmv2.runs.distill import distill, held_out_summary
->>>>>>> main
 
     result = distill(recipe, options.output_dir, overwrite=options.overwrite)
     if not result.finished:

@@ -12,7 +12,6 @@ class History:
     """Numbers of a run by step.
 
     Args:
-        rows: dict by step of dicts of float by name, to continue with.
         on_add: function of a step and a dict of float that is called with all numbers
             that are added, or None.
 
@@ -20,10 +19,17 @@ class History:
         rows: dict by step of dicts of float by name.
     """
 
-    def __init__(self, rows=None, on_add=None):
-        # JSON makes text of steps.
-        self.rows = {int(step): row for step, row in (rows or {}).items()}
+    def __init__(self, on_add=None):
+        self.rows = {}
         self.on_add = on_add
+
+    def add_rows(self, rows):
+        """Adds the rows of an earlier part of the run, without calling `on_add`.
+
+        Args:
+            rows: dict as in `rows`; a step may be a str, as JSON has it.
+        """
+        self.rows.update({int(step): row for step, row in rows.items()})
 
     def add(self, step, **values):
         """Adds numbers to the row of a step."""
