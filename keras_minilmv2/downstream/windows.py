@@ -11,6 +11,7 @@ from keras_minilmv2.backbones.families import check_tokenizer
 from keras_minilmv2.downstream.batches import Features, training_epochs
 from keras_minilmv2.tokenization.offsets import offset_tokenizer
 from keras_minilmv2.utils.checks import check_int
+from keras_minilmv2.utils.datasets import without_autotune
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,10 +283,10 @@ def span_dataset(features, batch_size, *, num_epochs=1, seed=0):
         for part in next(batches())
     )
     num_batches = num_epochs * math.ceil(num_rows / batch_size)
-    return (
+    return without_autotune(
         tf.data.Dataset.from_generator(batches, output_signature=signature)
         .apply(tf.data.experimental.assert_cardinality(num_batches))
-        .prefetch(tf.data.AUTOTUNE)
+        .prefetch(2)
     )
 
 

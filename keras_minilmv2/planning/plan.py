@@ -17,7 +17,7 @@ from keras_minilmv2.backbones.families import FAMILIES, family_of
 from keras_minilmv2.backbones.hugging_face.weights import hugging_face_family
 from keras_minilmv2.backbones.preset_files import check_preset, preset_error, read_json
 from keras_minilmv2.backbones.projections import check_layer
-from keras_minilmv2.distillation.losses import check_relation_weights
+from keras_minilmv2.distillation.objectives import objective_for
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.tables import count, markdown_table
 
@@ -573,11 +573,9 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
         ValueError: if the recipe does not fit its teacher, or there is no such device.
         ConnectionError: as `encoder_shape` does.
     """
-    if recipe.objective not in ("relations", "attention_values"):
-        raise ValueError(
-            "`objective` must be relations or attention_values: other costs are not "
-            f"counted. Received: objective={recipe.objective!r}."
-        )
+    objective = objective_for(
+        recipe.objective, lambda each: each.relations, "to count its costs"
+    )
     teacher = encoder_shape(recipe.teacher)
     student = student_shape(teacher, recipe)
     if not 3 <= recipe.sequence_length <= teacher.max_sequence_length:
@@ -586,11 +584,7 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
             f"of the teacher. Received: sequence_length={recipe.sequence_length}, "
             f"max_sequence_length={teacher.max_sequence_length}."
         )
-    weights = check_relation_weights(recipe.relation_weights)
-    pairs = [pair for pair, weight in weights.items() if weight]
-    num_relation_heads = recipe.num_relation_heads
-    if recipe.objective == "attention_values":
-        pairs, num_relation_heads = ["qk", "vv"], teacher.num_heads
+    pairs, num_relation_heads = objective.relations(recipe, teacher.num_heads)
     operations = step_operations(
         teacher,
         student,

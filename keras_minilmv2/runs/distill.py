@@ -1,10 +1,7 @@
 """A distillation run: from a recipe to a directory with a student in it."""
 
-import contextlib
 import dataclasses
 import importlib.util
-import signal
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.data.shards import MANIFEST
+from keras_minilmv2.distillation.objectives import OBJECTIVES
 from keras_minilmv2.runs.directory import (
     FINISHED,
     RESUMED,
@@ -35,10 +33,26 @@ from keras_minilmv2.runs.examples import (
 from keras_minilmv2.runs.models import load_teacher, make_distiller, make_student
 from keras_minilmv2.runs.recipes import Recipe
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
-from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor
+from keras_minilmv2.training.callbacks import (
+    CheckpointWriter,
+    HeldOutEvaluation,
+    HistoryLog,
+    NanGuard,
+    Progress,
+    Resume,
+    RunState,
+    StopOnSignal,
+    fit_remaining,
+)
 from keras_minilmv2.training.checkpoints import Checkpoints
 from keras_minilmv2.training.history import History
-from keras_minilmv2.training.strategy import is_chief, make_strategy, share_out
+from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.training.strategy import (
+    is_chief,
+    make_strategy,
+    on_any_worker,
+    share_out,
+)
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import count, megabytes
@@ -124,7 +138,7 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, log=print
         with strategy.scope():
             teacher, tokenizer = load_teacher(recipe)
             # Built once before the corpus is prepared: it checks most settings.
-            if recipe.student_initialization != "projection":
+            if not recipe.initialization.needs_examples:
                 make_distiller(
                     teacher, make_student(teacher, recipe), recipe, tokenizer
                 )
@@ -145,7 +159,7 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, log=print
         first = None
         with corpus_errors(*examples.values()):
             held_out = held_out_batches(recipe, teacher, examples["held_out"])
-            if recipe.student_initialization == "projection":
+            if recipe.initialization.needs_examples:
                 first = with_segment_ids(
                     teacher, sample(examples["train"], NUM_PROJECTION_EXAMPLES)
                 )
@@ -153,28 +167,37 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, log=print
             student = make_student(teacher, recipe, first)
             distiller = make_distiller(teacher, student, recipe, tokenizer)
         run = dataclasses.replace(run, student=student, held_out=held_out)
-        resume = directory.state == RESUMED
         if chief:
             directory.start()
             # `start` has moved them.
             examples = make_examples(recipe, tokenizer, directory, log)
-        monitor = _monitor(run, resume, chief, progress_stream, log)
+        train = _Training(
+            run, distiller, strategy, examples["train"], progress_stream, log
+        )
+        state = train.state
+        log(f"{run_title(recipe)}.")
+        log(f"Teacher: {describe(teacher)}; layer {recipe.teacher_layer}.")
+        initialization = recipe.initialization.description()
+        log(f"Student: {describe(student)}; initialized from {initialization}.")
+        log(f"Runs on {hardware()}.")
+        if directory.state == RESUMED:
+            log(f"Resumes after step {state.start_step} of {recipe.total_steps}.")
 
         def way_out():
             return (
-                f" After step {monitor.last_step}; when it is, give the same command "
+                f" After step {state.last_step}; when it is, give the same command "
                 "to resume from the latest checkpoint."
             )
 
         with corpus_errors(*examples.values()), writing(directory.path, way_out):
-            _train(run, distiller, strategy, examples["train"], monitor)
+            train()
             run = dataclasses.replace(
                 run,
                 seconds=time.perf_counter() - started,
-                finished=monitor.finished,
+                finished=state.finished,
             )
             if chief:
-                _finish(run, directory, monitor)
+                _finish(run, directory, state, log)
     return run
 
 
@@ -187,7 +210,7 @@ def open_directory(recipe, output_dir, overwrite=False, chief=True):
         overwrite,
         reads={
             "teacher": recipe.teacher,
-            "student_preset": recipe.student_preset,
+            "student_initialization": recipe.initialization.preset,
             "corpus": recipe.corpus,
         },
         accepts=(PREPARED,),
@@ -225,96 +248,100 @@ def _finished(run, directory, log):
     )
 
 
-def _monitor(run, resume, chief, progress_stream, log):
-    """The callback of a run; files are the chief's."""
-    recipe, output_dir = run.recipe, run.output_dir
-    checkpoints = Checkpoints(output_dir / "checkpoints")
-    arrays = None
-    if resume:
-        arrays, damaged = checkpoints.latest()
-        for step in damaged:
-            log(f"Note: {checkpoints.path(step)} is damaged and is skipped.")
-    log(f"{run_title(recipe)}.")
-    log(f"Teacher: {describe(run.teacher)}; layer {recipe.teacher_layer}.")
-    log(f"Student: {describe(run.student)}; initialized from {beginning(recipe)}.")
-    log(f"Runs on {hardware()}.")
+class _Training:
+    """The steps of a run that remain; files are the chief's."""
 
-    def save(best):
-        step = monitor.last_step
-        paths = [output_dir / "student"]
+    def __init__(self, run, distiller, strategy, examples, progress_stream, log):
+        recipe = run.recipe
+        self.distiller, self.strategy, self.examples = distiller, strategy, examples
+        self.run = run
+        chief = is_chief(strategy)
+        checkpoints = Checkpoints(run.output_dir / "checkpoints")
+        arrays, unusable = checkpoints.latest_of_chief(strategy, distiller)
+        for step in unusable:
+            log(f"Note: {checkpoints.path(step)} is damaged and is skipped.")
+        start_step, rows = 0, {}
+        if arrays is not None:
+            start_step, rows = checkpoints.notes(arrays)
+        run.history.add_rows(rows)
+        if chief:
+            run.history.on_add = _tensorboard(run.output_dir / "tensorboard")
+        self.state = RunState(recipe.total_steps, start_step)
+        tokens_per_step = recipe.batch_size * recipe.sequence_length
+        line = ProgressLine(recipe.total_steps, tokens_per_step, progress_stream)
+        intervals = recipe.log_every, recipe.evaluate_every
+        self.stop = StopOnSignal(self.state, on_any_worker(strategy))
+        # In this order: each acts on what those before it have found.
+        self.callbacks = [
+            NanGuard(self.state, intervals),
+            Progress(self.state, line),
+            HistoryLog(self.state, run.history, intervals, tokens_per_step, log),
+            HeldOutEvaluation(
+                self.state,
+                run.history,
+                run.held_out,
+                recipe.evaluate_every,
+                self._save if chief else lambda step, best: None,
+            ),
+            self.stop,
+        ]
+        if arrays is not None:
+            self.callbacks.insert(0, Resume(self.state, checkpoints, arrays))
+        if chief:
+            writer = CheckpointWriter(
+                self.state, checkpoints, recipe.checkpoint_every, run.history
+            )
+            self.callbacks.append(writer)
+
+    def __call__(self):
+        """Trains."""
+        recipe = self.run.recipe
+
+        def make_dataset(num_workers, worker):
+            return as_dataset(
+                self.examples,
+                recipe.batch_size,
+                seed=recipe.seed,
+                start_step=self.state.start_step,
+                num_workers=num_workers,
+                worker=worker,
+                segment_ids=uses_segment_ids(self.run.student),
+            )
+
+        dataset = share_out(self.strategy, make_dataset, recipe.batch_size)
+        with self.stop:
+            fit_remaining(self.distiller, dataset, self.state, self.callbacks)
+
+    def _save(self, step, best):
+        run = self.run
+        paths = [run.output_dir / "student"]
         if best:
-            paths.append(output_dir / "best")
-        if recipe.keep_every is not None and step % recipe.keep_every == 0:
-            paths.append(output_dir / "kept" / f"step-{step:08}")
+            paths.append(run.output_dir / "best")
+        if run.recipe.keep_every is not None and step % run.recipe.keep_every == 0:
+            paths.append(run.output_dir / "kept" / f"step-{step:08}")
         for path in paths:
             save_student(run.student, run.tokenizer, path)
         _save_history(run)
 
-    monitor = RunMonitor(
-        total_steps=recipe.total_steps,
-        log_every=recipe.log_every,
-        evaluate_every=recipe.evaluate_every,
-        checkpoint_every=recipe.checkpoint_every,
-        held_out=run.held_out,
-        save=save if chief else lambda best: None,
-        history=run.history,
-        progress=ProgressLine(
-            recipe.total_steps,
-            recipe.batch_size * recipe.sequence_length,
-            progress_stream,
-        ),
-        checkpoints=checkpoints,
-        writes_checkpoints=chief,
-        resume_from=arrays,
-        scalars=_tensorboard(output_dir / "tensorboard") if chief else None,
-        say=log,
-    )
-    if resume:
-        log(f"Resumes after step {monitor.start_step} of {recipe.total_steps}.")
-    return monitor
 
-
-def _train(run, distiller, strategy, examples, monitor):
-    recipe = run.recipe
-
-    def make_dataset(num_workers, worker):
-        return as_dataset(
-            examples,
-            recipe.batch_size,
-            seed=recipe.seed,
-            start_step=monitor.start_step,
-            num_workers=num_workers,
-            worker=worker,
-            segment_ids=uses_segment_ids(run.student),
-        )
-
-    steps = recipe.total_steps - monitor.start_step
-    if not steps:
-        # All that was missing is the report.
-        return
-    with _stopping(monitor):
-        distiller.fit(
-            share_out(strategy, make_dataset, recipe.batch_size),
-            steps_per_epoch=steps,
-            shuffle=False,  # the examples are shuffled already
-            verbose=0,
-            callbacks=[monitor],
-        )
-
-
-def _finish(run, directory, monitor):
+def _finish(run, directory, state, log):
     recipe, output_dir = run.recipe, run.output_dir
-    if monitor.nan_step is not None:
-        save_student(run.student, run.tokenizer, output_dir / "student")
+    if state.diverged_step is not None:
+        kept = "no student later than that of the last evaluation is kept"
+        if state.last_good_step is not None:
+            save_student(run.student, run.tokenizer, output_dir / "student")
+            kept = (
+                f"the student of step {state.last_good_step} is kept in "
+                f"{output_dir / 'student'}"
+            )
         _save_history(run)
         raise DivergedError(
-            f"{monitor.problem} at step {monitor.nan_step}; the student of step "
-            f"{monitor.last_good_step} is kept in {output_dir / 'student'}. Try a "
-            "lower peak_learning_rate, or mixed_bfloat16 in place of mixed_float16."
+            f"{state.problem} at step {state.diverged_step}; {kept}. Try a lower "
+            "peak_learning_rate, or mixed_bfloat16 in place of mixed_float16."
         )
     if not run.finished:
-        monitor.say(
-            f"Stopped after step {monitor.last_step} of {recipe.total_steps}, with a "
+        log(
+            f"Stopped after step {state.last_step} of {recipe.total_steps}, with a "
             "checkpoint. Give the same command to resume."
         )
         return
@@ -326,8 +353,9 @@ def _save_history(run):
     """Writes `history.csv` and `curves.png`."""
     recipe = run.recipe
     run.history.save_csv(run.output_dir / "history.csv")
+    loss_label = OBJECTIVES[recipe.objective].loss_label
     run.history.save_curves(
-        run.output_dir / "curves.png", run_title(recipe), loss_name(recipe)
+        run.output_dir / "curves.png", run_title(recipe), loss_label
     )
 
 
@@ -347,29 +375,6 @@ def _tensorboard(path):
         writer.flush()
 
     return scalars
-
-
-@contextlib.contextmanager
-def _stopping(monitor):
-    """Turns SIGTERM and the first SIGINT into a checkpoint and an end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        monitor.stop_requested = True
-        # A second one ends at once.
-        signal.signal(number, before[number])
-
-    before = {
-        number: signal.signal(number, stop)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def write_report(run):
@@ -408,10 +413,11 @@ def write_report(run):
             for role, backbone in (("teacher", run.teacher), ("student", run.student))
         ],
     )
-    for name, value in _objective_facts(recipe):
+    objective = OBJECTIVES[recipe.objective]
+    for name, value in objective.facts(recipe):
         report.fact(name, value)
     tokens = recipe.total_steps * recipe.batch_size * recipe.sequence_length
-    report.fact("student initialized from", beginning(recipe))
+    report.fact("student initialized from", recipe.initialization.description())
     report.fact("corpus", list(recipe.corpus), ", ".join(recipe.corpus))
     report.fact(
         "steps",
@@ -429,76 +435,21 @@ def write_report(run):
     report.fact("precision", recipe.dtype_policy)
     report.closing(
         "The student is in `student/`, a keras-nlp preset: "
-        f"`keras_hub.models.Backbone.from_preset` reads it. {_untrained(recipe)} "
-        "as initialized: fine-tune before use. All settings are in "
+        f"`keras_hub.models.Backbone.from_preset` reads it. "
+        f"{objective.untrained}: fine-tune before use. All settings are in "
         "`recipe.json`, the numbers behind the curves in `history.csv`."
     )
     report.save(run.seconds)
 
 
-# The loss of an objective, and its unit.
-_LOSSES = {
-    "relations": ("relation loss", "nats"),
-    "attention_values": ("attention and value-relation loss", "nats"),
-    "hidden_states": ("hidden-state loss", "squared units"),
-    "masked_tokens": ("masked-token loss", "nats"),
-}
-
-
-def loss_name(recipe):
-    """What the loss of a recipe is called, with its unit: `"relation loss [nats]"`."""
-    name, unit = _LOSSES[recipe.objective]
-    return f"{name} [{unit}]"
-
-
 def held_out_summary(recipe, history):
     """One sentence: the held-out loss before and after."""
-    name, unit = _LOSSES[recipe.objective]
-    before, after = (history.series("held_out_loss")[1][i] for i in (0, -1))
-    return f"Held-out {name}: {before:.4f} {unit} before, {after:.4f} after."
+    losses = history.series("held_out_loss")[1]
+    return OBJECTIVES[recipe.objective].held_out_summary(losses[0], losses[-1])
 
 
 def run_title(recipe):
     """What a run does, in one line."""
     teacher = model_name(recipe.teacher)
     student = f"{recipe.student_num_layers}x{recipe.student_hidden_dim}"
-    if recipe.objective == "masked_tokens":
-        return f"Masked language modelling of a {student} like {teacher}"
-    title = f"Distillation of {teacher} to {student}"
-    if recipe.objective == "relations":
-        return f"{title}, {recipe.num_relation_heads} relation heads"
-    return f"{title}, {_LOSSES[recipe.objective][0]}"
-
-
-def beginning(recipe):
-    """What a student begins from, with the teacher's layers, or its preset."""
-    if recipe.student_preset:
-        return recipe.student_preset
-    layers = recipe.student_teacher_layers
-    if not layers:
-        return recipe.student_initialization
-    numbers = ", ".join(map(str, layers))
-    of = "" if recipe.student_initialization == "layers" else " of layers"
-    return f"{recipe.student_initialization}{of} {numbers}"
-
-
-def _objective_facts(recipe):
-    if recipe.objective == "masked_tokens":
-        words = "words" if recipe.whole_words else "tokens"
-        return [
-            ["tokenizer and shape of", recipe.teacher],
-            ["objective", f"masked {words}"],
-        ]
-    facts = [["teacher", f"{recipe.teacher}, layer {recipe.teacher_layer}"]]
-    if recipe.objective == "relations":
-        return [*facts, ["relation heads", f"{recipe.num_relation_heads}"]]
-    return [*facts, ["objective", recipe.objective.replace("_", " ")]]
-
-
-def _untrained(recipe):
-    if recipe.objective in ("hidden_states", "masked_tokens"):
-        return "A pooler got no gradient and is"
-    return (
-        "The attention output, norms and feed-forward of its last layer, and a pooler, "
-        "got no gradient and are"
-    )
+    return OBJECTIVES[recipe.objective].title(recipe, teacher, student)

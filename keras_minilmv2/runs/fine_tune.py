@@ -39,7 +39,7 @@ from keras_minilmv2.runs.grid import (
 from keras_minilmv2.runs.recipes import DTYPE_POLICIES
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import Settings, not_compared
-from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
 from keras_minilmv2.training.supervised import NotFiniteError, train
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number

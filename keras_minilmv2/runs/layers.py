@@ -16,9 +16,9 @@ from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
+from keras_minilmv2.distillation.objectives import objective_for
 from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.runs.directory import NEW, RunDirectory, RunKind, writing
-from keras_minilmv2.runs.distill import beginning
 from keras_minilmv2.runs.examples import (
     NUM_PROJECTION_EXAMPLES,
     PREPARED,
@@ -32,7 +32,7 @@ from keras_minilmv2.runs.models import load_teacher, make_student, recipe_optimi
 from keras_minilmv2.runs.recipes import Recipe
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import not_compared
-from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import read_json, replacing_file, write_json
 from keras_minilmv2.utils.seeds import set_seed
@@ -144,11 +144,9 @@ def choose_layer(
         RuntimeError: if the loss of a layer, or of every probe, was not finite.
     """
     task = get_task(task)
-    if recipe.objective != "relations":
-        raise ValueError(
-            "`objective` must be relations to choose a layer. "
-            f"Received: objective={recipe.objective!r}."
-        )
+    objective_for(
+        recipe.objective, lambda each: each.compares_layers, "to choose a layer"
+    )
     for name, known in (
         ("accumulation_steps", (1,)),
         ("strategy", ("auto", "one_device")),
@@ -315,7 +313,7 @@ def _distilled(recipe, directory, teacher, tokenizer, layers, stream, log):
     """Distils all layers; returns held-out losses before and after by layer."""
     examples = make_examples(recipe, tokenizer, directory, log)
     first = None
-    if recipe.student_initialization == "projection":
+    if recipe.initialization.needs_examples:
         with corpus_errors(*examples.values()):
             batch = sample(examples["train"], NUM_PROJECTION_EXAMPLES)
             first = with_segment_ids(teacher, batch)
@@ -390,7 +388,7 @@ def _report(recipe, output_dir, task, teacher, trials, num_train_examples, epoch
     report.table("layers", _rows(trials, task), formats=_formats(task))
     report.picture("curve.png", "Score by layer")
     report.fact("teacher", recipe.teacher, f"{recipe.teacher}, {describe(teacher)}")
-    report.fact("student initialized from", beginning(recipe))
+    report.fact("student initialized from", recipe.initialization.description())
     report.fact(
         "distillation of each layer",
         recipe.total_steps,

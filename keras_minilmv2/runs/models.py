@@ -7,10 +7,8 @@ from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.projections import block_calls, check_layer
 from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.backbones.students import student_backbone
-from keras_minilmv2.distillation.distiller import RelationDistiller
-from keras_minilmv2.distillation.hidden_states import HiddenStateDistiller
-from keras_minilmv2.distillation.losses import AttentionValueLoss
-from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
+from keras_minilmv2.distillation.initialization import Initialization
+from keras_minilmv2.distillation.objectives import OBJECTIVES
 from keras_minilmv2.runs.directory import check_new, writing
 from keras_minilmv2.training.schedule import adamw
 from keras_minilmv2.utils.seeds import set_seed
@@ -21,12 +19,13 @@ def load_teacher(recipe):
     teacher = load_backbone(recipe.teacher, dtype=recipe.dtype_policy)
     tokenizer = load_tokenizer(recipe.teacher)
     check_tokenizer(teacher, tokenizer)
-    if recipe.student_preset is not None:
-        theirs = load_tokenizer(recipe.student_preset)
+    preset = recipe.initialization.preset
+    if preset is not None:
+        theirs = load_tokenizer(preset)
         if list(theirs.get_vocabulary()) != list(tokenizer.get_vocabulary()):
             raise ValueError(
-                "`student_preset` must have the teacher's vocabulary. "
-                f"Received: student_preset={recipe.student_preset}."
+                "`student_initialization` must name a preset with the teacher's "
+                f"vocabulary. Received: student_initialization=preset:{preset}."
             )
     check_layer("teacher_layer", recipe.teacher_layer, len(block_calls(teacher)))
     if not 3 <= recipe.sequence_length <= teacher.max_sequence_length:
@@ -45,11 +44,11 @@ def make_student(teacher, recipe, examples=None, initialization=None):
         teacher: the teacher of the recipe.
         recipe: `Recipe`.
         examples: batch of token ids for `"projection"`.
-        initialization: another initialization than the recipe's.
+        initialization: str, another initialization than the recipe's.
     """
-    initialization = initialization or recipe.student_initialization
-    projected = initialization == "projection"
-    inherits = projected or initialization == "layers"
+    chosen = recipe.initialization
+    if initialization is not None:
+        chosen = Initialization.parse(initialization)
     student = student_backbone(
         teacher,
         num_layers=recipe.student_num_layers,
@@ -58,15 +57,12 @@ def make_student(teacher, recipe, examples=None, initialization=None):
         intermediate_dim=recipe.student_intermediate_dim,
         embedding_dim=recipe.student_embedding_dim,
         dropout=recipe.student_dropout,
-        initialization="random" if initialization == "preset" else initialization,
-        teacher_layers=recipe.student_teacher_layers if inherits else None,
-        examples=examples if projected else None,
-        num_relation_heads=recipe.num_relation_heads if projected else None,
         seed=recipe.seed,
         dtype=recipe.dtype_policy,
+        **chosen.arguments(examples, recipe.num_relation_heads),
     )
-    if initialization == "preset":
-        _set_preset_weights(recipe.student_preset, student)
+    if chosen.preset is not None:
+        _set_preset_weights(chosen.preset, student)
     return student
 
 
@@ -80,8 +76,9 @@ def _set_preset_weights(preset, student):
     if different:
         name = different[0]
         raise ValueError(
-            f"`student_preset` must have the student's {name}, {ours[name]}. "
-            f"Received: student_preset={preset}, {name}={theirs.get(name)}."
+            f"`student_initialization` must name a preset with the student's {name}, "
+            f"{ours[name]}. Received: student_initialization=preset:{preset}, "
+            f"{name}={theirs.get(name)}."
         )
     student.set_weights(begun.get_weights())
 
@@ -96,29 +93,8 @@ def _shape(backbone):
 
 def make_distiller(teacher, student, recipe, tokenizer):
     """Builds and compiles what trains the student of a recipe."""
-    if recipe.objective == "relations":
-        distiller = RelationDistiller(
-            teacher,
-            student,
-            teacher_layer=recipe.teacher_layer,
-            num_relation_heads=recipe.num_relation_heads,
-            relation_weights=recipe.relation_weights,
-        )
-    elif recipe.objective == "attention_values":
-        distiller = RelationDistiller(
-            teacher,
-            student,
-            teacher_layer=recipe.teacher_layer,
-            relation_loss=AttentionValueLoss(),
-        )
-    elif recipe.objective == "hidden_states":
-        distiller = HiddenStateDistiller(
-            teacher, student, recipe.teacher_layer, seed=recipe.seed
-        )
-    else:
-        distiller = MaskedTokenTrainer(
-            student, tokenizer, whole_words=recipe.whole_words, seed=recipe.seed
-        )
+    objective = OBJECTIVES[recipe.objective]
+    distiller = objective.make_trainer(teacher, student, tokenizer, recipe)
     distiller.compile(
         optimizer=recipe_optimizer(recipe),
         steps_per_execution=recipe.steps_per_execution,
@@ -160,10 +136,11 @@ def write_student(recipe, output_dir, truncated_teacher=False):
     """
     path = Path(output_dir)
     check_new(path)
-    if recipe.student_initialization == "projection" and not truncated_teacher:
+    if recipe.initialization.needs_examples and not truncated_teacher:
         raise ValueError(
             "`student_initialization` must be random, layers or preset for a student "
-            "that is not trained. Received: student_initialization='projection'."
+            "that is not trained. "
+            f"Received: student_initialization={recipe.student_initialization!r}."
         )
     teacher, tokenizer = load_teacher(recipe)
     if truncated_teacher:

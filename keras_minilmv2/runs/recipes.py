@@ -1,15 +1,19 @@
 """A recipe: everything that decides what one run does."""
 
 import runpy
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
+from keras_minilmv2.distillation.initialization import Initialization
+from keras_minilmv2.distillation.objectives import OBJECTIVES
 from keras_minilmv2.runs.settings import Settings
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 
-OBJECTIVES = ("relations", "attention_values", "hidden_states", "masked_tokens")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-INITIALIZATIONS = ("random", "layers", "projection", "preset")
+_OLD_FIELDS = {
+    "student_teacher_layers": tuple[int, ...] | None,
+    "student_preset": str | None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +32,12 @@ class Recipe(Settings):
         student_hidden_dim: int.
         student_intermediate_dim: int.
         student_embedding_dim: int or None. For ALBERT and ELECTRA.
-        student_initialization: `"random"`, `"layers"`, `"projection"` or `"preset"`.
-        student_teacher_layers: tuple of int or None. Layers that the student begins
-            with.
-        student_preset: str or None. For `"preset"`: a student to go on from, of the
-            shape above; as `teacher`.
+        student_initialization: str. `"random"`; `"layers"` or `"projection"`, also with
+            the teacher's layers as in `"layers:1,3,6"`; or `"preset:PATH"`, an earlier
+            student of the shape above, named as `teacher` is.
+        student_teacher_layers: tuple of int or None. Only in older recipes; becomes
+            part of `student_initialization`.
+        student_preset: str or None. Only in older recipes; likewise.
         student_dropout: float.
         objective: str. What the student learns: `"relations"`, or, to compare with,
             `"attention_values"` (MiniLM v1), `"hidden_states"` or `"masked_tokens"`
@@ -81,8 +86,8 @@ class Recipe(Settings):
     student_intermediate_dim: int
     student_embedding_dim: int | None = None
     student_initialization: str = "random"
-    student_teacher_layers: tuple[int, ...] | None = None
-    student_preset: str | None = None
+    student_teacher_layers: InitVar[tuple[int, ...] | None] = None
+    student_preset: InitVar[str | None] = None
     student_dropout: float = 0.1
     # Objective.
     objective: str = "relations"
@@ -119,6 +124,25 @@ class Recipe(Settings):
     accumulation_steps: int = 1
     dtype_policy: str = "float32"
     seed: int = 0
+
+    def __post_init__(self, student_teacher_layers, student_preset):
+        if isinstance(self.student_initialization, str):
+            initialization = Initialization.from_fields(
+                self.student_initialization, student_teacher_layers, student_preset
+            )
+            object.__setattr__(self, "student_initialization", str(initialization))
+        super().__post_init__()
+
+    @property
+    def initialization(self):
+        """The `Initialization` that `student_initialization` describes."""
+        return Initialization.parse(self.student_initialization)
+
+    @classmethod
+    def field_types(cls, names=()):
+        """As for `Settings`; fields of older recipes are known but not listed."""
+        old = {name: _OLD_FIELDS[name] for name in names if name in _OLD_FIELDS}
+        return super().field_types([name for name in names if name not in old]) | old
 
     def check(self):
         """Raises unless all values are in their ranges and fit together."""
@@ -166,17 +190,8 @@ class Recipe(Settings):
                 "`keep_every` must be a multiple of `evaluate_every`, or None. "
                 f"Received: keep_every={kept}, evaluate_every={self.evaluate_every}."
             )
-        if (self.student_preset is None) == (self.student_initialization == "preset"):
-            raise ValueError(
-                "`student_preset` must be given with student_initialization='preset', "
-                f"and only then. Received: student_preset={self.student_preset!r}, "
-                f"student_initialization={self.student_initialization!r}."
-            )
         check_choice(DTYPE_POLICIES, dtype_policy=self.dtype_policy)
         check_choice(OBJECTIVES, objective=self.objective)
-        check_choice(
-            INITIALIZATIONS, student_initialization=self.student_initialization
-        )
 
 
 def load_recipe(path):

@@ -374,9 +374,7 @@ def test_every_language_counts_the_same(model, data, tmp_path):
     assert (tmp_path / "out/predictions/dev/XNLI-de.tsv").is_file()
     settings = tmp_path / "out/settings.json"
     settings.write_text("{")
-    with pytest.raises(
-        ValueError, match="must be a JSON file. Received: .*settings"
-    ):
+    with pytest.raises(ValueError, match="must be a JSON file. Received: .*settings"):
         run(model, tmp_path, tmp_path / "out", task="xnli")
     # A model of MNLI's labels may be evaluated on MNLI.
     evaluation = evaluate_model(
@@ -537,9 +535,7 @@ def test_another_run_is_replaced_only_when_asked(model, data, single, tmp_path):
     backbone.set_weights([0.5 * x for x in backbone.get_weights()])
     with pytest.raises(FileExistsError, match="other settings. .* weights_sha256="):
         run(backbone, data, tmp_path, tokenizer=load_tokenizer(model))
-    with pytest.raises(
-        FileExistsError, match="data_sha256=.*, num_train_examples=160"
-    ):
+    with pytest.raises(FileExistsError, match="data_sha256=.*, num_train_examples=160"):
         run(model, data, tmp_path, num_train_examples=30)
     (tmp_path / "mine.txt").write_text("kept")
     run(model, data, tmp_path, batch_size=8, overwrite=True)
