@@ -53,6 +53,7 @@ class SpanFeatures(Features):
     end_positions: np.ndarray
 
     length_step = 64
+    has_few_shapes = True
 
     @property
     def lengths(self):
