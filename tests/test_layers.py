@@ -85,6 +85,32 @@ def test_private_names_of_libraries_are_read_in_backbones_only(path):
         assert not any(part.startswith("_") for part in module.split(".")), module
 
 
+def names_compared(path):
+    """Texts that a module compares something with, or looks them up in a dict."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts = []
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            parts = [key for key in node.keys if key is not None]
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        for part in parts:
+            for leaf in ast.walk(part):
+                if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str):
+                    yield leaf.value
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_name_of_a_family_is_compared_outside_families(path):
+    from keras_minilmv2.backbones.families import FAMILIES
+
+    names = {family.name for family in FAMILIES}
+    names |= {family.model_type for family in FAMILIES}
+    if path.name != "families.py":
+        assert names.isdisjoint(names_compared(path))
+
+
 def test_importing_the_package_imports_no_framework():
     import subprocess
     import sys
