@@ -155,7 +155,7 @@ def step(
     """One update of the student, dropout on, as `fit` does it."""
     import tensorflow as tf
 
-    from keras_minilmv2.planning.plan import step_operations
+    from keras_minilmv2.planning.costs import step_operations
 
     keras.config.set_dtype_policy(policy)
     pair = PAIRS[pair]

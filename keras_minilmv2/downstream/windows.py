@@ -3,11 +3,10 @@
 import math
 from dataclasses import astuple, dataclass, fields, replace
 
-import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from keras_minilmv2.backbones.families import check_tokenizer
+from keras_minilmv2.backbones.families import check_tokenizer, tokenizer_family
 from keras_minilmv2.downstream.batches import Features, training_epochs
 from keras_minilmv2.tokenization.offsets import offset_tokenizer
 from keras_minilmv2.utils.checks import check_int
@@ -157,12 +156,8 @@ def span_features(
         TypeError: if the tokenizer is of no supported kind.
     """
     encode = offset_tokenizer(tokenizer)
-    # RoBERTa's two end tokens between question and context, and no segments.
-    is_roberta = isinstance(
-        tokenizer,
-        keras_hub.models.RobertaTokenizer | keras_hub.models.XLMRobertaTokenizer,
-    )
-    separators = [tokenizer.end_token_id] * (2 if is_roberta else 1)
+    family = tokenizer_family(tokenizer)
+    separators = [tokenizer.end_token_id] * family.num_separators
     num_special = 2 + len(separators)
     _check_sizes(sequence_length, doc_stride, max_question_length, num_special)
 
@@ -218,7 +213,7 @@ def span_features(
         token_ids=token_ids,
         num_tokens=num_tokens,
         context_begin=context_begin,
-        context_segment=0 if is_roberta else 1,
+        context_segment=family.second_segment,
         char_begins=char_begins,
         char_ends=char_ends,
         is_max_context=is_max_context,
