@@ -112,6 +112,18 @@ def test_what_differs_between_objectives_is_in_their_records(path):
     assert all(len(keys & set(OBJECTIVES)) < 2 for keys in dict_keys(path))
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_name_of_a_family_is_compared_outside_families(path):
+    from keras_minilmv2.backbones.families import FAMILIES
+
+    names = {family.name for family in FAMILIES}
+    names |= {family.model_type for family in FAMILIES}
+    if path.name == "families.py":
+        return
+    assert names.isdisjoint(compared_texts(path))
+    assert all(names.isdisjoint(keys) for keys in dict_keys(path))
+
+
 def test_importing_the_package_imports_no_framework():
     import subprocess
     import sys

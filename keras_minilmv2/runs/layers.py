@@ -17,8 +17,7 @@ from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
 from keras_minilmv2.distillation.objectives import objective_for
-from keras_minilmv2.downstream.metrics import main_metric
-from keras_minilmv2.downstream.tasks import get_task, load_examples
+from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.runs.directory import NEW, RunDirectory, RunKind, writing
 from keras_minilmv2.runs.examples import (
     NUM_PROJECTION_EXAMPLES,
@@ -27,15 +26,14 @@ from keras_minilmv2.runs.examples import (
     make_examples,
     with_segment_ids,
 )
-from keras_minilmv2.runs.fine_tune import fine_tune
-from keras_minilmv2.runs.grid import NoFiniteLossError, grid_cells
-from keras_minilmv2.runs.grid_runs import as_values, sha256
+from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
+from keras_minilmv2.runs.grid import NoFiniteLossError
 from keras_minilmv2.runs.models import load_teacher, make_student, recipe_optimizer
 from keras_minilmv2.runs.recipes import Recipe
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import not_compared
 from keras_minilmv2.training.progress import ProgressLine
-from keras_minilmv2.utils.checks import check_int
+from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import read_json, replacing_file, write_json
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import count, markdown_table, percent
@@ -126,7 +124,7 @@ def choose_layer(
             `teacher_layer` is not used. All students are trained side by side on one
             device: take a batch of a size that fits.
         output_dir: str or path. Made if missing.
-        task: str, a name in `evaluation.tasks.TASKS`, or a `Task`.
+        task: str, a name in `downstream.registry.TASKS`, or a `Task`.
         layers: sequence of int, from 1. Defaults to the upper half of the teacher's.
         data_dir: str or path of the task's published files; None for TFDS.
         tfds_data_dir: str or path. Where TFDS keeps its data.
@@ -160,8 +158,14 @@ def choose_layer(
                 f"Received: {name}={getattr(recipe, name)!r}."
             )
     started = time.perf_counter()
-    cells = grid_cells((learning_rate,), (epochs,), as_values(seed, 0))
-    check_int(num_train_examples=num_train_examples)
+    probe_settings = FineTuningSettings(
+        learning_rate=learning_rate,
+        epochs=epochs,
+        seed=seed,
+        num_train_examples=num_train_examples,
+        dtype_policy=recipe.dtype_policy,
+    )
+    cells = probe_settings.cells(task)
     set_seed(recipe.seed)
     teacher, tokenizer = load_teacher(recipe)
     depth = len(block_calls(teacher))
@@ -173,7 +177,7 @@ def choose_layer(
         *(
             array
             for split in ("train", task.dev_split)
-            for array in _as_bytes(load_examples(task, split, **data))
+            for array in _as_bytes(task.load(split, **data))
         )
     )
     settings = LayerSettings(
@@ -212,17 +216,13 @@ def choose_layer(
                     path / "student",
                     task,
                     path / name,
+                    probe_settings,
                     **data,
-                    learning_rate=learning_rate,
-                    epochs=epochs,
-                    seed=seed,
-                    num_train_examples=num_train_examples,
                     sequence_length=min(
                         task.sequence_length, teacher.max_sequence_length
                     ),
-                    dtype_policy=recipe.dtype_policy,
                     progress_stream=progress_stream,
-                    say=lambda line: None,
+                    log=lambda line: None,
                 )
                 scores = [probe.results[cell].score for cell in cells]
                 scores = tuple(score for score in scores if score is not None)
@@ -266,7 +266,7 @@ def _rows(trials, task):
             "layer": trial.layer,
             "loss before": trial.loss_before,
             "loss after": trial.loss_after,
-            f"{main_metric(get_task(task))}, mean": trial.mean,
+            f"{get_task(task).main_metric}, mean": trial.mean,
             "deviation": trial.deviation,
             "runs": len(trial.scores),
         }
@@ -276,7 +276,7 @@ def _rows(trials, task):
 
 def _formats(task):
     losses = dict.fromkeys(("loss before", "loss after"), "{:.4f}".format)
-    scores = (f"{main_metric(get_task(task))}, mean", "deviation")
+    scores = (f"{get_task(task).main_metric}, mean", "deviation")
     return {**losses, **dict.fromkeys(scores, percent)}
 
 
@@ -413,7 +413,7 @@ def _report(recipe, output_dir, task, teacher, trials, num_train_examples, epoch
         capsize=3,
     )
     axes.set_xlabel("teacher layer")
-    axes.set_ylabel(f"{task.title} {main_metric(task)}, x 100")
+    axes.set_ylabel(f"{task.title} {task.main_metric}, x 100")
     axes.set_title(f"Students of {model_name(recipe.teacher)}, {count(tokens)} tokens")
     axes.set_xticks([trial.layer for trial in trials])
     axes.grid(alpha=0.3)

@@ -11,7 +11,7 @@ from small_runs import PACKAGED, write_text
 from small_tokenizers import make_tokenizer
 
 from keras_minilmv2.backbones.families import FAMILIES
-from keras_minilmv2.planning.plan import encoder_shape
+from keras_minilmv2.planning.shapes import encoder_shape
 from keras_minilmv2.runs.distill import distill
 from keras_minilmv2.runs.recipes import load_recipe
 
