@@ -7,6 +7,7 @@ spaces are plain ones for WordPiece, byte pairs are GPT-2's.
 import keras_hub
 import tensorflow as tf
 
+from keras_minilmv2.backbones.families import tokenizer_family
 from keras_minilmv2.tokenization.byte_pair_graph import BytePairGraph
 from keras_minilmv2.tokenization.packable import (
     check_packable,
@@ -15,11 +16,6 @@ from keras_minilmv2.tokenization.packable import (
 
 # Unicode's spaces and separators of lines and paragraphs, the ASCII ones left out.
 _SPACES = "[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
-# These double the end token between two texts and number no segments.
-_WITHOUT_SEGMENTS = (
-    keras_hub.models.RobertaTokenizer,
-    keras_hub.models.XLMRobertaTokenizer,
-)
 
 
 class TextInputs:
@@ -51,9 +47,9 @@ class TextInputs:
         self._start = [tokenizer.start_token_id]
         self._end = [tokenizer.end_token_id]
         self._pad = tokenizer.pad_token_id
-        has_segments = not isinstance(tokenizer, _WITHOUT_SEGMENTS)
-        self._between = self._end if has_segments else self._end * 2
-        self._second_segment = 1 if has_segments else 0
+        family = tokenizer_family(tokenizer)
+        self._between = self._end * family.num_separators
+        self._second_segment = family.second_segment
         self._lengths = sequence_lengths
         self._segment_ids, self._answer_mask = segment_ids, answer_mask
         self._num_special = 2 + (num_texts - 1) * len(self._between)

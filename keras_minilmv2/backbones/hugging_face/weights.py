@@ -4,40 +4,22 @@ The converters of keras-hub say which weight belongs to which variable. `WeightL
 answers them with the weights of a directory; `encoder_weights` walks through the same
 converters to collect a backbone's weights under their names in transformers.
 
-Reads the modules `keras_hub.src.utils.transformers.convert_*` and
-`SafetensorLoader`, checked on keras-hub 0.32.
+Reads `SafetensorLoader` of keras-hub, checked on keras-hub 0.32.
 """
 
 import warnings
 
 import numpy as np
 import safetensors
-from keras_hub.src.utils.transformers import (
-    convert_albert,
-    convert_bert,
-    convert_distilbert,
-    convert_roberta,
-    convert_xlm_roberta,
-)
 from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
 from keras_minilmv2.backbones.families import FAMILIES, family_of
-from keras_minilmv2.backbones.hugging_face import electra
 from keras_minilmv2.backbones.preset_files import (
     find_file,
     first_line,
     preset_error,
     read_json,
 )
-
-_CONVERTERS = {
-    "bert": convert_bert,
-    "xlm-roberta": convert_xlm_roberta,
-    "roberta": convert_roberta,
-    "albert": convert_albert,
-    "distilbert": convert_distilbert,
-    "electra": electra,
-}
 
 # Every one is GELU, in the form with erf or with tanh.
 _GELUS = (
@@ -99,19 +81,12 @@ def load_hugging_face_backbone(preset, config, dtype=None):
     family = hugging_face_family(preset, config)
     _check_config(preset, config, family)
     _check_weights_file(preset)
-    converter = _CONVERTERS[family.model_type]
-    try:
-        arguments = converter.convert_backbone_config(config)
-        arguments.update(_overlooked_arguments(config, family))
-    except KeyError as error:
-        raise preset_error(
-            preset, f"have {error.args[0]} in its config.json"
-        ) from error
-    backbone = family.backbone_class(**arguments, dtype=dtype)
-    with WeightLoader(preset, family.model_type) as loader:
-        converter.convert_weights(backbone, loader, config)
-        if family.model_type == "roberta":
-            _add_segment_to_positions(backbone, loader)
+    sizes = encoder_sizes(preset, config, family)
+    sizes[family.vocabulary_argument] = sizes.pop("vocabulary_size")
+    dropout = config_value(preset, config, family.dropout_name)
+    backbone = family.backbone_class(**sizes, dropout=dropout, dtype=dtype)
+    with WeightLoader(preset, family.scope) as loader:
+        family.convert_weights(backbone, loader, config)
     if loader.pooler_is_missing:
         warnings.warn(
             f"The weights of preset={preset!r} have no pooler: `pooled_dense` of the "
@@ -119,6 +94,31 @@ def load_hugging_face_backbone(preset, config, dtype=None):
             stacklevel=3,
         )
     return backbone
+
+
+def encoder_sizes(preset, config, family):
+    """Sizes of an encoder, out of a transformers config.
+
+    Returns:
+        dict of int by argument of the keras-nlp class, `"vocabulary_size"` for every
+        family.
+
+    Raises:
+        ValueError: if the config lacks one.
+    """
+    sizes = {
+        ours: config_value(preset, config, theirs)
+        for ours, theirs in family.size_names.items()
+    }
+    sizes["max_sequence_length"] -= family.num_padding_positions
+    return sizes
+
+
+def config_value(preset, config, name):
+    """A value of a `config.json`, which must be there."""
+    if name not in config:
+        raise preset_error(preset, f"have {name} in its config.json")
+    return config[name]
 
 
 class WeightLoader(SafetensorLoader):
@@ -130,13 +130,13 @@ class WeightLoader(SafetensorLoader):
 
     Args:
         preset: str. A hub handle or a directory.
-        model_type: str. `model_type` of the family.
+        scope: str. The family's, as in `"roberta."`.
     """
 
-    def __init__(self, preset, model_type):
+    def __init__(self, preset, scope):
         super().__init__(preset)
         self.pooler_is_missing = False
-        self._scope = scope_of(model_type)
+        self._scope = scope
         self._names = self._read_names()
         self.prefix = self._find_prefix()
 
@@ -234,24 +234,17 @@ def encoder_weights(backbone):
     """
     family = family_of(backbone)
     collector = _WeightCollector(family, backbone.hidden_dim)
-    _CONVERTERS[family.model_type].convert_weights(backbone, collector, {})
+    family.convert_weights(backbone, collector, {})
     return collector.weights
-
-
-def scope_of(model_type):
-    """What stands before an encoder's names in a model with a head."""
-    # transformers has XLM-R under the name of its base class.
-    return model_type.removeprefix("xlm-") + "."
 
 
 class _WeightCollector:
     """Takes the place of a loader in a converter and collects what it asks for."""
 
     def __init__(self, family, hidden_dim):
-        self._scope = scope_of(family.model_type)
+        self._scope = family.scope
         self._hidden_dim = hidden_dim
-        # The rows of the padding token, which RobertaBackbone does without.
-        self._num_padding_rows = 2 if family.name in ("RoBERTa", "XLM-R") else 0
+        self._num_padding_rows = family.num_padding_positions
         self.weights = {}
         if self._num_padding_rows:
             self.weights[_SEGMENT_EMBEDDING] = np.zeros((1, hidden_dim), "float32")
@@ -308,7 +301,7 @@ def _check_weights_file(preset):
 
 def _check_config(preset, config, family):
     """Refuses, or warns of, what the keras-nlp class would compute otherwise."""
-    activation_key = "activation" if family.name == "DistilBERT" else "hidden_act"
+    activation_key = family.activation_name
     activation = config.get(activation_key, "gelu")
     if activation not in _GELUS:
         raise preset_error(
@@ -326,38 +319,18 @@ def _check_config(preset, config, family):
         )
     if config.get("is_decoder", False):
         raise preset_error(preset, "be an encoder", is_decoder=True)
-    is_roberta = family.name in ("RoBERTa", "XLM-R")
     # There the first position is the row after the one of the padding token.
-    if is_roberta and config.get("pad_token_id", 1) != 1:
+    if family.num_padding_positions and config.get("pad_token_id", 1) != 1:
         raise preset_error(
             preset,
             "have pad_token_id 1 in its config.json, as the keras-nlp class has",
             pad_token_id=config["pad_token_id"],
         )
-    epsilon = 1e-5 if is_roberta else 1e-12
-    saved_epsilon = config.get("layer_norm_eps", epsilon)
+    epsilon = family.layer_norm_epsilon
+    saved_epsilon = config.get(family.epsilon_name, epsilon)
     if saved_epsilon != epsilon:
         warnings.warn(
             f"preset={preset!r} has layer_norm_eps={saved_epsilon}; the keras-nlp "
             f"class computes with {epsilon}.",
             stacklevel=4,
         )
-
-
-def _overlooked_arguments(config, family):
-    """Arguments of the backbone that keras-hub's converters leave out."""
-    if family.name == "DistilBERT":
-        return {}
-    arguments = {"dropout": config["hidden_dropout_prob"]}
-    if family.name in ("BERT", "ALBERT", "ELECTRA"):
-        arguments["num_segments"] = config["type_vocab_size"]
-    return arguments
-
-
-def _add_segment_to_positions(backbone, loader):
-    """Adds the embedding of segment 0, which RobertaBackbone has no place for."""
-    variable = backbone.embeddings.position_embedding.position_embeddings
-    positions = loader.get_tensor("embeddings.position_embeddings.weight")
-    segments = loader.get_tensor(_SEGMENT_EMBEDDING)
-    # The first two rows belong to the padding token.
-    variable.assign(positions[2:] + segments[0])
