@@ -36,7 +36,7 @@ from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.tables import count, markdown_table
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "laptop_l3_h384.py"
-BEGINNING = ",".join(map(str, load_recipe(RECIPE).student_teacher_layers))
+LAYERS = ",".join(map(str, load_recipe(RECIPE).initialization.teacher_layers))
 # Epochs, and training examples where not all of them.
 TASKS = {"stsb": (3, None), "mrpc": (3, None), "sst2": (1, 16_000)}
 TITLES = {"stsb": "STS-B", "mrpc": "MRPC", "sst2": "SST-2"}
@@ -46,11 +46,8 @@ LEARNING_RATE = 3e-4
 POINTS = (1 / 15, 2 / 15, 1 / 3, 2 / 3)
 # What the other runs change in the recipe.
 OTHERS = {
-    "from projection": ["student_initialization=projection"],
-    "from random weights": [
-        "student_initialization=random",
-        "student_teacher_layers=none",
-    ],
+    "from projection": [f"student_initialization=projection:{LAYERS}"],
+    "from random weights": ["student_initialization=random"],
     "hidden states": ["objective=hidden_states"],
 }
 
@@ -123,15 +120,14 @@ def students(options):
         `Student`; those that only make the curve come last.
     """
     recipe = write_recipe(options)
-    main_run = f"from layers {BEGINNING}"
+    main_run = f"from layers {LAYERS}"
     *on_the_way, last = distilled(main_run, recipe, [], options.steps, options)
     yield last
-    undistilled = f"layers {BEGINNING}, not distilled"
+    undistilled = f"layers {LAYERS}, not distilled"
     for name, arguments in {
         "teacher's first layers": ["--truncated-teacher"],
         undistilled: [],
-        "untrained": ["--set", "student_initialization=random"]
-        + ["--set", "student_teacher_layers=none"],
+        "untrained": ["--set", "student_initialization=random"],
     }.items():
         path = options.output_dir / directory(name)
         if not path.exists():

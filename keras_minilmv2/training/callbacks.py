@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_minilmv2.training.progress import ProgressLine  # noqa: F401
 from keras_minilmv2.training.schedule import last_learning_rate
 
 # A loss scale of 2**15 is down to 1e-4 after 28 halvings.

@@ -12,7 +12,7 @@ from small_runs import assert_same_run, make_recipe, make_teacher
 
 from keras_minilmv2 import cli
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.training.progress import ProgressLine
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,7 @@ def held_out_losses(path):
 
 
 def go_on_from(path):
-    options = ["student_initialization=preset", f"student_preset={path}"]
-    return [part for option in options for part in ("--set", option)]
+    return ["--set", f"student_initialization=preset:{path}"]
 
 
 def test_a_student_is_gone_on_from(recipe, tmp_path, capsys):
