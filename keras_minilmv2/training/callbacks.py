@@ -64,14 +64,14 @@ class _RunCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Prepares for the first step."""
         # Not in on_train_begin: fit resets the metrics after that.
-        self.begin()
+        self.start()
 
     def on_train_batch_end(self, batch, logs=None):
         """Acts after a step."""
         if self.state.diverged_step is None:
             self.after_step(self.state.start_step + batch + 1, logs)
 
-    def begin(self):
+    def start(self):
         """Called before the first step."""
 
     def after_step(self, step, logs):
@@ -98,7 +98,7 @@ class Resume(_RunCallback):
         self.checkpoints = checkpoints
         self.arrays = arrays
 
-    def begin(self):
+    def start(self):
         """Restores the model, its optimizer and its metrics."""
         self.checkpoints.restore(self.arrays, self.model)
         self.arrays = None
@@ -124,7 +124,7 @@ class NanGuard(_RunCallback):
         super().__init__(state)
         self.intervals = intervals
 
-    def begin(self):
+    def start(self):
         """Remembers the weights that the run starts with."""
         self._good = self._candidate = None
         self._remember(self.state.start_step)
@@ -195,7 +195,7 @@ class Progress(_RunCallback):
         super().__init__(state)
         self.line = line
 
-    def begin(self):
+    def start(self):
         """Starts the clock of the line."""
         self.line.start()
 
@@ -230,7 +230,7 @@ class HistoryLog(_RunCallback):
         self.log = log
         self._warned = False
 
-    def begin(self):
+    def start(self):
         """Starts the clock."""
         self._started = time.perf_counter()
         self._logged_step = self.state.start_step
@@ -293,7 +293,7 @@ class HeldOutEvaluation(_RunCallback):
         self.every = every
         self.save = save
 
-    def begin(self):
+    def start(self):
         """Evaluates the student as it is before training."""
         if self.state.start_step == 0:
             self._evaluate(0)

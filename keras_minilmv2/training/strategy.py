@@ -120,10 +120,10 @@ def from_chief(strategy, content):
     high, low = total(np.float32([high, low]))
     num_bytes = int(high) * 2**24 + int(low)
     parts = []
-    for begin in range(0, num_bytes, _CHUNK_BYTES):
-        chunk = np.zeros(min(_CHUNK_BYTES, num_bytes - begin), "float32")
+    for start in range(0, num_bytes, _CHUNK_BYTES):
+        chunk = np.zeros(min(_CHUNK_BYTES, num_bytes - start), "float32")
         if content:
-            chunk[:] = np.frombuffer(content[begin : begin + len(chunk)], "uint8")
+            chunk[:] = np.frombuffer(content[start : start + len(chunk)], "uint8")
         parts.append(total(chunk).astype("uint8").tobytes())
     return b"".join(parts)
 
