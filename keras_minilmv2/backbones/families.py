@@ -61,6 +61,7 @@ class Family:
             it: `"gelu"` with erf, `"gelu_pytorch_tanh"` with tanh.
         layer_norm_epsilon: float. Of the backbone class.
         model_type: str. `model_type` in a `config.json` of transformers.
+        transformers_gelu: str. The activation of a `config.json` that names none.
         transformers_prefix: str. What the names of transformers' classes start with.
         scope: str. What stands before an encoder's weights in a model with a head.
         convert_weights: function that assigns a loader's weights to a backbone.
@@ -94,6 +95,7 @@ class Family:
     gelu: str = "gelu"
     layer_norm_epsilon: float = 1e-12
     model_type: str
+    transformers_gelu: str = "gelu"
     transformers_prefix: str
     scope: str
     convert_weights: Callable
@@ -173,6 +175,7 @@ FAMILIES = (
         shares_blocks=True,
         gelu="gelu_pytorch_tanh",
         model_type="albert",
+        transformers_gelu="gelu_new",
         transformers_prefix="Albert",
         scope="albert.",
         convert_weights=convert_albert.convert_weights,

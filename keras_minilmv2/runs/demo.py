@@ -15,8 +15,9 @@ import numpy as np
 import sentencepiece
 
 from keras_minilmv2.backbones.loading import load_backbone
+from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.backbones.saving import save_student, weight_bytes
+from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.runs.distill import distill, open_directory
 from keras_minilmv2.runs.info import paper_settings
 from keras_minilmv2.runs.models import make_distiller, make_student, truncated

@@ -16,6 +16,7 @@ from keras_minilmv2.backbones.hugging_face.model_card import model_card, read_fa
 from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_files
 from keras_minilmv2.backbones.hugging_face.weights import encoder_weights
 from keras_minilmv2.backbones.preset_files import check_new_directory, write_json
+from keras_minilmv2.backbones.variants import variant_of
 from keras_minilmv2.utils.files import replacing_directory
 
 
@@ -139,6 +140,7 @@ def _config(family, backbone, tokenizer):
             "`tokenizer` must have the padding token at id 1, as transformers' class "
             f"has. Received: pad_token_id={tokenizer.pad_token_id}."
         )
+    variant = variant_of(backbone)
     arguments = backbone.get_config()
     arguments["vocabulary_size"] = vocabulary_size(backbone)
     arguments["max_sequence_length"] += padding_rows
@@ -147,13 +149,13 @@ def _config(family, backbone, tokenizer):
         "dtype": "float32",
         "pad_token_id": tokenizer.pad_token_id,
         **{theirs: arguments[ours] for ours, theirs in family.size_names.items()},
-        family.activation_name: family.gelu,
+        family.activation_name: variant.gelu,
         family.dropout_name: backbone.dropout,
         family.attention_dropout_name: backbone.dropout,
         **family.config_constants,
     }
     if family.epsilon_name:
-        config[family.epsilon_name] = family.layer_norm_epsilon
+        config[family.epsilon_name] = variant.layer_norm_epsilon
     if family.states_end_tokens:
         config["bos_token_id"] = tokenizer.start_token_id
         config["eos_token_id"] = tokenizer.end_token_id
