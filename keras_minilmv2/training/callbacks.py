@@ -408,5 +408,6 @@ def fit_remaining(model, dataset, state, callbacks):
         return
     # Keras reads 0 steps as no limit. Only the checkpoint is put back.
     callbacks = keras.callbacks.CallbackList(callbacks, model=model)
+    callbacks.on_train_begin()
     callbacks.on_epoch_begin(0)
     callbacks.on_train_end()

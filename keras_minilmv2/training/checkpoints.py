@@ -79,7 +79,8 @@ class Checkpoints:
         """
         path = self.path(step)
         try:
-            with np.load(path) as archive:
+            # NumPy leaves the file of a damaged archive open.
+            with path.open("rb") as file, np.load(file) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             self.notes(arrays)
         except Exception as error:
