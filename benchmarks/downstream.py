@@ -28,8 +28,8 @@ from scipy.stats import spearmanr
 from keras_minilmv2.backbones.families import uses_segment_ids
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.downstream.classifiers import text_preprocessor
-from keras_minilmv2.downstream.fine_tuning import encode
-from keras_minilmv2.downstream.tasks import get_task, load_examples
+from keras_minilmv2.downstream.registry import TASKS as ALL_TASKS
+from keras_minilmv2.downstream.texts import encode
 from keras_minilmv2.runs.recipes import load_recipe
 from keras_minilmv2.utils.files import replacing_file
 from keras_minilmv2.utils.hardware import hardware
@@ -267,7 +267,7 @@ def embeddings_score(path, glue):
     """Spearman of STS-B dev: cosines of mean hidden states, without fine-tuning."""
     backbone = load_backbone(str(path))
     preprocessor = text_preprocessor(backbone, load_tokenizer(str(path)), 128)
-    examples = load_examples(get_task("stsb"), "dev", data_dir=glue)
+    examples = ALL_TASKS["stsb"].load("dev", glue)
     means = []
     for column in examples.texts:
         encoded = encode((column,), preprocessor, uses_segment_ids(backbone))
@@ -279,7 +279,7 @@ def embeddings_score(path, glue):
 
 
 def _means(backbone, encoded, indices):
-    batch = encoded.batch(indices, encoded.lengths[indices].max())
+    batch = encoded.inputs(indices, encoded.lengths[indices].max())
     states = backbone(batch, training=False)["sequence_output"].numpy()
     mask = batch["padding_mask"][..., None]
     return (states * mask).sum(1) / mask.sum(1)

@@ -130,12 +130,6 @@ def weight_bytes(path):
     )
 
 
-def write_json(path, content):
-    """Writes a JSON file that people can read."""
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def check_new_directory(argument, path, overwrite):
     """Refuses to write to a directory that holds something.
 

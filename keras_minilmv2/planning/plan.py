@@ -3,7 +3,7 @@
 import functools
 from dataclasses import asdict
 
-from keras_minilmv2.distillation.losses import check_relation_weights
+from keras_minilmv2.distillation.objectives import objective_for
 from keras_minilmv2.planning.costs import step_memory, step_operations
 from keras_minilmv2.planning.machines import find_machine
 from keras_minilmv2.planning.shapes import encoder_shape, student_shape
@@ -38,11 +38,9 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
         ValueError: if the recipe does not fit its teacher, or there is no such device.
         ConnectionError: as `encoder_shape` does.
     """
-    if recipe.objective not in ("relations", "attention_values"):
-        raise ValueError(
-            "`objective` must be relations or attention_values: other costs are not "
-            f"counted. Received: objective={recipe.objective!r}."
-        )
+    objective = objective_for(
+        recipe.objective, lambda each: each.relations, "to count its costs"
+    )
     teacher = encoder_shape(recipe.teacher)
     student = student_shape(teacher, recipe)
     if not 3 <= recipe.sequence_length <= teacher.max_sequence_length:
@@ -51,11 +49,7 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
             f"of the teacher. Received: sequence_length={recipe.sequence_length}, "
             f"max_sequence_length={teacher.max_sequence_length}."
         )
-    weights = check_relation_weights(recipe.relation_weights)
-    pairs = [pair for pair, weight in weights.items() if weight]
-    num_relation_heads = recipe.num_relation_heads
-    if recipe.objective == "attention_values":
-        pairs, num_relation_heads = ["qk", "vv"], teacher.num_heads
+    pairs, num_relation_heads = objective.relations(recipe, teacher.num_heads)
     operations = step_operations(
         teacher,
         student,

@@ -18,14 +18,9 @@ from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.backbones.saving import save_student
-from keras_minilmv2.runs.distill import (
-    check_output_dir,
-    distill,
-    make_distiller,
-    make_student,
-    truncated,
-)
+from keras_minilmv2.runs.distill import distill, open_directory
 from keras_minilmv2.runs.info import paper_settings
+from keras_minilmv2.runs.models import make_distiller, make_student, truncated
 from keras_minilmv2.runs.recipes import Recipe
 from keras_minilmv2.runs.throughput import sentences_per_second
 from keras_minilmv2.utils.files import replacing_directory
@@ -229,9 +224,9 @@ def _docstrings(tree):
 
 
 def run_demo(
-    output_dir, teacher=None, corpus=None, total_steps=300, overwrite=False, say=print
+    output_dir, teacher=None, corpus=None, total_steps=300, overwrite=False, log=print
 ):
-    """Distils a teacher into a 3x192 student and says what came out.
+    """Distils a teacher into a 3x192 student and prints what came out.
 
     Args:
         output_dir: str or path.
@@ -240,7 +235,7 @@ def run_demo(
             standard library.
         total_steps: int, optimizer updates.
         overwrite: bool. Whether to replace an earlier demo in `output_dir`.
-        say: function that is called with each line of output.
+        log: function that is called with each line of output.
 
     Returns:
         dict of the held-out relation loss, in nats, by name of the encoder; empty if a
@@ -249,11 +244,12 @@ def run_demo(
     output_dir = Path(output_dir)
     corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
     recipe = demo_recipe(teacher, corpus or (str(corpus_dir),), total_steps)
-    check_output_dir(recipe, output_dir, overwrite)
+    with open_directory(recipe, output_dir, overwrite):
+        pass  # Refused before the corpus is written.
     if corpus is None:
         num_documents = write_python_documentation(corpus_dir)
-        say(f"Corpus: {num_documents} documents of Python's documentation.")
-    run = distill(recipe, output_dir, overwrite=overwrite, say=say)
+        log(f"Corpus: {num_documents} documents of Python's documentation.")
+    run = distill(recipe, output_dir, overwrite=overwrite, log=log)
     if not run.finished:
         return {}
 
@@ -271,11 +267,11 @@ def run_demo(
         "untrained student of the same shape": held_out_loss(untrained),
         f"teacher's own first {depth} layers": held_out_loss(first_layers),
     }
-    say(
+    log(
         "\nRelation loss on held-out text, against the teacher's layer "
         f"{recipe.teacher_layer} (nats; lower is better)\n"
     )
-    say(
+    log(
         markdown_table(
             ["encoder", "shape", "loss"],
             [
@@ -288,11 +284,11 @@ def run_demo(
             ],
         )
     )
-    say("\nSize and speed (float32, 32 sentences of 64 tokens, this machine)\n")
-    say(_size_table(run))
-    say(f"\nWritten: {output_dir / 'student'} (the student, a keras-nlp preset)")
+    log("\nSize and speed (float32, 32 sentences of 64 tokens, this machine)\n")
+    log(_size_table(run))
+    log(f"\nWritten: {output_dir / 'student'} (the student, a keras-nlp preset)")
     for name in ("report.md", "curves.png", "history.csv", "recipe.json"):
-        say(f"         {output_dir / name}")
+        log(f"         {output_dir / name}")
     return losses
 
 

@@ -137,7 +137,11 @@ def test_every_recipe_has_a_plan(path):
         ({"student_num_heads": 5}, {}, "`num_heads` must divide `hidden_dim`"),
         ({"student_num_layers": 0}, {}, "`num_layers` must be an int of at least 1"),
         ({"student_embedding_dim": 9}, {}, "must be left out for BERT, whose token"),
-        ({"accumulation_steps": 3}, {}, "`accumulation_steps` must divide the batch"),
+        (
+            {"accumulation_steps": 3},
+            {},
+            "`accumulation_steps` must divide `batch_size`",
+        ),
     ],
 )
 def test_bad_input_is_refused(changes, arguments, message):

@@ -82,7 +82,7 @@ def test_a_recipe_runs(path, tmp_path):
         checkpoint_every=3,
     )
     run = distill(
-        smoke, tmp_path / "out", progress_stream=io.StringIO(), say=lambda line: None
+        smoke, tmp_path / "out", progress_stream=io.StringIO(), log=lambda line: None
     )
     assert run.finished
     losses = run.history.series("held_out_loss")[1]

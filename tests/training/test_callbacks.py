@@ -4,10 +4,20 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_minilmv2.training import callbacks
-from keras_minilmv2.training.callbacks import ProgressLine, RunMonitor, clock
+from keras_minilmv2.training import progress
+from keras_minilmv2.training.callbacks import (
+    HeldOutEvaluation,
+    HistoryLog,
+    NanGuard,
+    Progress,
+    RunState,
+    fit_remaining,
+)
 from keras_minilmv2.training.history import History
+from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.utils.tables import clock
 
 
 class Terminal(io.StringIO):
@@ -48,20 +58,26 @@ class Slope(keras.Model):
         return {"loss": self.tracker.result()}
 
 
-def run(total_steps=10, nan_step=None, stream=None, model=None, **options):
+def run(total_steps=10, nan_step=None, stream=None, model=None, log_every=2, every=4):
     model = model or Slope(nan_step)
     model.compile(optimizer="sgd", run_eagerly=True)
-    saves, history = [], History()
-    monitor = RunMonitor(
-        total_steps=total_steps,
-        held_out=np.zeros((1, 1)),
-        save=lambda best: saves.append(float(model.weight)),
-        history=history,
-        progress=ProgressLine(total_steps, 64, stream or io.StringIO()),
-        **{"log_every": 2, "evaluate_every": 4, **options},
-    )
-    model.fit(np.zeros((total_steps, 1)), batch_size=1, verbose=0, callbacks=[monitor])
-    return model, monitor, history, saves
+    saves, history, state = [], History(), RunState(total_steps)
+    intervals = log_every, every
+    callbacks = [
+        NanGuard(state, intervals),
+        Progress(state, ProgressLine(total_steps, 64, stream or io.StringIO())),
+        HistoryLog(state, history, intervals, tokens_per_step=64),
+        HeldOutEvaluation(
+            state,
+            history,
+            np.zeros((1, 1)),
+            every,
+            save=lambda step, best: saves.append(float(model.weight)),
+        ),
+    ]
+    data = tf.data.Dataset.from_tensors(np.zeros((1, 1))).repeat()
+    fit_remaining(model, data, state, callbacks)
+    return model, state, history, saves
 
 
 def test_history_has_means_between_lines_and_held_out_losses():
@@ -73,17 +89,18 @@ def test_history_has_means_between_lines_and_held_out_losses():
 
 
 def test_last_step_is_logged_and_evaluated_whatever_the_intervals():
-    _, _, history, saves = run(total_steps=7, log_every=5, evaluate_every=100)
+    _, _, history, saves = run(total_steps=7, log_every=5, every=100)
     assert history.series("loss") == ([5, 7], [3.0, 6.5])
     assert history.series("held_out_loss")[0] == [0, 7]
     assert saves == [7.0]
 
 
 def test_a_loss_that_is_not_finite_stops_and_puts_back_good_weights():
-    model, monitor, history, saves = run(nan_step=7)
-    assert monitor.nan_step == 7
-    assert monitor.last_good_step == 6
-    assert float(model.weight) == 6.0
+    model, state, history, saves = run(nan_step=7)
+    assert state.diverged_step == 7
+    # The loss of step 7 was computed with the weights of step 6.
+    assert state.last_good_step == 4
+    assert float(model.weight) == 4.0
     assert saves == [4.0]
     assert history.series("loss")[0] == [2, 4, 6]
 
@@ -100,7 +117,7 @@ def test_progress_prints_a_line_for_each_tenth_when_it_is_no_terminal():
 def test_progress_is_never_silent_for_more_than_a_minute(monkeypatch):
     clock_time = iter(np.arange(0.0, 1e6, 25.0))
     fake = SimpleNamespace(perf_counter=lambda: next(clock_time))
-    monkeypatch.setattr(callbacks, "time", fake)
+    monkeypatch.setattr(progress, "time", fake)
     stream = io.StringIO()
     line = ProgressLine(total_steps=1_000, tokens_per_step=1, stream=stream)
     line.start()
@@ -180,15 +197,15 @@ class Skipping(Slope):
 
 
 def test_updates_left_out_are_counted_in_the_history():
-    _, monitor, history, _ = run(model=Skipping(3))
-    assert monitor.finished
+    _, state, history, _ = run(model=Skipping(3))
+    assert state.finished
     assert history.series("skipped_steps") == ([2, 4, 6, 8, 10], [2, 3, 3, 3, 3])
 
 
 def test_a_run_stops_when_a_hundred_updates_in_a_row_are_left_out():
-    _, monitor, _, _ = run(
-        model=Skipping(1_000), total_steps=200, log_every=50, evaluate_every=200
+    _, state, _, _ = run(
+        model=Skipping(1_000), total_steps=200, log_every=50, every=200
     )
-    assert monitor.nan_step == 100
-    assert monitor.problem == "100 updates in a row were not finite"
-    assert not monitor.finished
+    assert state.diverged_step == 100
+    assert state.problem == "100 updates in a row were not finite"
+    assert not state.finished
