@@ -121,6 +121,24 @@ def read_json(preset, name):
     return content
 
 
+def check_file_names(preset, index, names):
+    """Refuses an index of weight files that names files elsewhere.
+
+    Args:
+        preset: str, for the error message.
+        index: str, name of the index.
+        names: iterable of what it names.
+
+    Raises:
+        ValueError: if one is no plain file name.
+    """
+    for name in names:
+        if not isinstance(name, str) or name != os.path.basename(name):
+            raise preset_error(
+                preset, f"hold a {index} that names files beside it", name=name
+            )
+
+
 def weight_bytes(path):
     """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
     return sum(

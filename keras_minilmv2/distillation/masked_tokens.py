@@ -156,6 +156,10 @@ def special_token_ids(tokenizer):
         getattr(tokenizer, f"{name}_token_id", None)
         for name in ("start", "end", "pad", "mask", "unk")
     }
+    # WordPiece names its unknown token, the others call it <unk>, or have none.
+    unknown = getattr(tokenizer, "oov_token", "<unk>")
+    if unknown in tokenizer.get_vocabulary():
+        ids.add(tokenizer.token_to_id(unknown))
     return sorted(ids - {None})
 
 

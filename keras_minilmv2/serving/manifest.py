@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
@@ -24,6 +24,8 @@ _SERVING_RELEASES = {
     "SentencepieceOp": "2.12.2",
     "SentencepieceTokenizeOp": "2.12.2",
 }
+# What reading a file of another form raises.
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _LIBRARIES = ("tensorflow", "tensorflow-text", "keras", "keras-hub", "numpy")
 
 
@@ -69,17 +71,24 @@ def read_manifest(path):
         dict.
 
     Raises:
-        ValueError: if there is no manifest, or a file is missing or not the one that
-            was written.
+        ValueError: if there is no manifest, it names a file elsewhere, or a file is
+            missing or not the one that was written.
     """
     try:
         text = (Path(path) / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
-    except (OSError, ValueError) as error:
+        files = dict(manifest["files"].items())
+    except (OSError, *_DAMAGED) as error:
         raise ValueError(
             f"`directory` must hold a readable {MANIFEST}. Received: directory={path}."
         ) from error
-    for name, checksum in manifest["files"].items():
+    for name, checksum in files.items():
+        parts = PurePath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise ValueError(
+                f"`directory` must hold a {MANIFEST} that names files of the export. "
+                f"Received: directory={path}, which names {name!r}."
+            )
         file = Path(path) / name
         if not file.is_file() or _sha256(file) != checksum:
             raise ValueError(

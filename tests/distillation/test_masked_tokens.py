@@ -5,6 +5,8 @@ import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_tokenizers import FAMILIES
+from small_tokenizers import make_tokenizer as make_family_tokenizer
 from small_trainers import (
     NUM_SPECIAL,
     VOCABULARY,
@@ -163,7 +165,14 @@ def test_words_begin_where_the_tokenizer_says():
     begins = begins_word(make_tokenizer())
     assert begins[VOCABULARY.index("w3")]
     assert not begins[VOCABULARY.index("##p3")]
-    assert special_token_ids(make_tokenizer()) == [0, 2, 3, 4]
+    assert special_token_ids(make_tokenizer()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_unknown_token_is_a_special_one(family):
+    tokenizer = make_family_tokenizer(family)
+    pieces = {tokenizer.id_to_token(i) for i in special_token_ids(tokenizer)}
+    assert pieces & {"[UNK]", "<unk>"}
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused():

@@ -8,7 +8,6 @@ Reads `SafetensorLoader` of keras-hub, checked on keras-hub 0.32.
 """
 
 import math
-import os
 import warnings
 
 import numpy as np
@@ -24,6 +23,7 @@ from keras_minilmv2.backbones.configs import (
 )
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.preset_files import (
+    check_file_names,
     check_preset,
     find_file,
     first_line,
@@ -159,8 +159,7 @@ class WeightLoader(SafetensorLoader):
     def _open(self, name):
         """Opens one file of weights, once."""
         if name not in self.safetensor_files:
-            is_plain = isinstance(name, str) and name == os.path.basename(name)
-            path = find_file(self.preset, name) if is_plain else None
+            path = find_file(self.preset, name)
             if path is None:
                 raise preset_error(self.preset, f"hold {name}, which its index names")
             try:
@@ -325,6 +324,8 @@ def _check_weights_file(preset):
     index = read_json(preset, _INDEX_FILE)
     if index is not None and not isinstance(index.get("weight_map"), dict):
         raise preset_error(preset, f"hold a weight_map in its {_INDEX_FILE}")
+    if index is not None:
+        check_file_names(preset, _INDEX_FILE, index["weight_map"].values())
     if index is not None or find_file(preset, _WEIGHTS_FILE):
         return
     for name in _OTHER_WEIGHTS_FILES:
