@@ -17,7 +17,7 @@ recipe = Recipe(
     # Teacher. 6 layers of 384; the last one is distilled.
     teacher=packaged_teacher(),
     teacher_layer=6,
-    # Student. Begins with the embeddings and these layers of its teacher.
+    # Student. Initialized with the embeddings and these layers of its teacher.
     student_num_layers=3,
     student_num_heads=12,
     student_hidden_dim=384,

@@ -125,7 +125,7 @@ def load_tokenizer(preset):
     - RoBERTa's loses the digit `६` inside of tf.data.
     - ALBERT reads punctuation as its own tokenizer and the published
       `tokenizer.json` do. transformers 5, where it converts a `spiece.model`
-      itself, begins a new word after brackets, quotes, hyphens and full stops.
+      itself, starts a new word after brackets, quotes, hyphens and full stops.
     - Special tokens written out in the text, such as `[MASK]`, are plain text for
       WordPiece and SentencePiece tokenizers.
 

@@ -80,7 +80,7 @@ def find_file(preset, name):
         reason = "the hub does not answer and the file is not in the local cache"
         raise _download_error(preset, name, reason) from error
     except ImportError:
-        raise  # Says which library of a hub to install.
+        raise  # Names the library of a hub to install.
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("Unexpected"):
             raise preset_error(

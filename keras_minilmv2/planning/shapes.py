@@ -237,7 +237,7 @@ def student_shape(teacher, recipe):
         embedding_dim = embedding_dim or (None if as_wide else teacher.embedding_dim)
     elif embedding_dim is not None:
         raise ValueError(
-            f"`student_embedding_dim` must be left out for {teacher.family}, whose "
+            f"`student_embedding_dim` must not be given for {teacher.family}, whose "
             "token embedding has the width of its layers. Received: "
             f"student_embedding_dim={embedding_dim}."
         )

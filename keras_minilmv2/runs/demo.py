@@ -130,7 +130,7 @@ def write_documentation_task(path, num_dev=300, seed=0):
 
     Is a sentence from the language reference that `help` shows (1), or from the
     docstrings of a module (0)? A real task of a sort, for trying fine-tuning without a
-    download; what it scores says nothing of other tasks.
+    download; scores on it mean nothing for other tasks.
 
     Args:
         path: str or path of the directory that then holds `SST-2/`.

@@ -55,7 +55,7 @@ def export_to_hugging_face(
         tokenizer: its keras-nlp tokenizer; None for that of a classifier's
             preprocessor.
         directory: str or path.
-        facts: what the model card says of the model's origin: None, a dict, or the
+        facts: the model's origin, for the model card: None, a dict, or the
             path of a run's directory, of its `recipe.json` or its `report.json`. Of
             a dict, `"teacher"`, `"results"` (Markdown, or a dict) and `"license"` have
             places of their own; all else becomes a row of a table.

@@ -21,7 +21,7 @@ _FORMS = "a dict, or the path of a run directory, its recipe.json or its report.
 
 
 def read_facts(facts):
-    """Reads what the card says of a model's origin.
+    """Reads the facts of a model's origin.
 
     Args:
         facts: None; a dict, of which `"results"` (Markdown text, or a dict) and
@@ -242,6 +242,6 @@ def _notes(family, backbone, num_classes, teacher):
     if family.has_pooler and not family.transformers_has_pooler:
         notes.append(
             "`pooler.dense` is the pooler of keras-nlp's class; transformers' has none "
-            "and says that it leaves these weights out."
+            "and reports that these weights are not used."
         )
     return "\n".join(f"- {note}" for note in notes)

@@ -1,6 +1,6 @@
 """Weights of a Hugging Face model in a keras-nlp backbone, and the other way round.
 
-The converters of keras-hub say which weight belongs to which variable. `WeightLoader`
+The converters of keras-hub know which weight belongs to which variable. `WeightLoader`
 answers them with the weights of a directory; `encoder_weights` walks through the same
 converters to collect a backbone's weights under their names in transformers.
 
@@ -44,7 +44,7 @@ _GELUS = {
     "gelu_python_tanh": _TANH,
     "gelu_pytorch_tanh": _TANH,
 }
-# What transformers computes where a config.json does not say.
+# What transformers computes where a config.json has no epsilon.
 _DEFAULT_EPSILON = 1e-12
 
 _WEIGHTS_FILE = "model.safetensors"
@@ -268,7 +268,7 @@ def encoder_weights(backbone):
 
     Raises:
         TypeError: if the backbone is of no supported family.
-        ValueError: if a layer has fewer heads than the config says.
+        ValueError: if a layer has fewer heads than `num_heads`.
     """
     family = family_of(backbone)
     collector = _WeightCollector(family, backbone.hidden_dim)
@@ -288,7 +288,7 @@ class _WeightCollector:
             self.weights[_SEGMENT_EMBEDDING] = np.zeros((1, hidden_dim), "float32")
 
     def get_tensor(self, hf_weight_key):
-        """The converters of BERT and XLM-R look at two weights before they begin."""
+        """The converters of BERT and RoBERTa read some weights as arrays."""
         if hf_weight_key != _SEGMENT_EMBEDDING:
             raise KeyError(hf_weight_key)  # LayerNorm.gamma, an old name.
         # XLM-R's adds it to the positions; adding -0.0 changes no bit.

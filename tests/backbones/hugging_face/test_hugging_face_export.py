@@ -436,7 +436,7 @@ def test_card_without_facts_claims_nothing(tmp_path):
     card = card_of(tmp_path, None, "roberta")
     assert "tanh" not in card
     assert "no pooler" in card
-    assert "leaves these weights out" in card_of(tmp_path, None, "electra")
+    assert "these weights are not used" in card_of(tmp_path, None, "electra")
 
 
 def test_card_shows_the_facts_it_is_given(tmp_path):
