@@ -1,11 +1,11 @@
-"""`manifest.json`: what an export is, what it takes and gives, what it needs."""
+"""`manifest.json`: the inputs, outputs and needs of an export, and its checksums."""
 
 import datetime
 import hashlib
 import importlib.metadata
 import json
 import platform
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
@@ -24,8 +24,6 @@ _SERVING_RELEASES = {
     "SentencepieceOp": "2.12.2",
     "SentencepieceTokenizeOp": "2.12.2",
 }
-# What reading a file of another form raises.
-_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _LIBRARIES = ("tensorflow", "tensorflow-text", "keras", "keras-hub", "numpy")
 
 
@@ -71,26 +69,22 @@ def read_manifest(path):
         dict.
 
     Raises:
-        ValueError: if there is no manifest, it names a file elsewhere, or a file is
-            missing or not the one that was written.
+        ValueError: if there is no manifest, or a file is missing or not the one that
+            was written.
     """
     try:
         text = (Path(path) / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
         files = dict(manifest["files"].items())
-    except (OSError, *_DAMAGED) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`directory` must hold a readable {MANIFEST}. Received: directory={path}."
         ) from error
     for name, checksum in files.items():
-        parts = PurePath(name)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise ValueError(
-                f"`directory` must hold a {MANIFEST} that names files of the export. "
-                f"Received: directory={path}, which names {name!r}."
-            )
         file = Path(path) / name
-        if not file.is_file() or _sha256(file) != checksum:
+        # A name that leads out of the export is no file of it.
+        inside = file.resolve().is_relative_to(Path(path).resolve())
+        if not inside or not file.is_file() or _sha256(file) != checksum:
             raise ValueError(
                 "`directory` must hold the files of its export as they were written. "
                 f"Received: directory={path} with another or no {name}."

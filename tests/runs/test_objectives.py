@@ -166,7 +166,7 @@ def test_a_student_is_gone_on_from(recipe, tmp_path, capsys):
     # Its weights are carried over, its dropout is the recipe's.
     options = [*go_on_from(student), "--set", "student_dropout=0"]
     assert run("distill", recipe, tmp_path / "second", *options) == 0
-    assert f"begins from {student}" in capsys.readouterr().out
+    assert f"initialized from {student}" in capsys.readouterr().out
     first, second = (held_out_losses(tmp_path / name) for name in ("first", "second"))
     assert second[0] == first[-1]
     assert float(second[-1]) < float(second[0])
