@@ -155,7 +155,6 @@ def test_embedding_dim_defaults_to_the_teachers_or_to_the_width():
             {"num_layers": 0},
             "`num_layers` must be an int of at least 1. Received: num_layers=0",
         ),
-        ({"hidden_dim": 12.0}, "`hidden_dim` must be a positive int"),
         ({"num_heads": 5}, "`num_heads` must divide `hidden_dim`. .* hidden_dim=12"),
         ({"initialization": "copy"}, "must be one of random, layers, projection"),
         ({"teacher_layers": [1, 2]}, "`teacher_layers` must not be given"),
@@ -192,6 +191,11 @@ def test_embedding_dim_defaults_to_the_teachers_or_to_the_width():
 def test_wrong_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         student_backbone(make_backbone("bert"), **{**SMALL, **changes})
+
+
+def test_sizes_of_another_type_are_refused():
+    with pytest.raises(TypeError, match="`hidden_dim` must be an int of at least 1"):
+        student_backbone(make_backbone("bert"), **{**SMALL, "hidden_dim": 12.0})
 
 
 @pytest.mark.parametrize(

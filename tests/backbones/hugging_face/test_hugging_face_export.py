@@ -21,9 +21,11 @@ from small_vocabularies import (
     word_pieces,
 )
 
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.variants import Variant, set_variant, variant_of
 from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
 from keras_minilmv2.downstream.classifiers import ElectraTextClassifier
 from keras_minilmv2.tokenization import sentence_piece as spm
@@ -82,6 +84,21 @@ def test_weights_and_config_are_those_of_transformers(name, tmp_path):
     activation = config.get("hidden_act", config.get("activation"))
     is_tanh = name in ("albert", "bert_teacher", "electra")
     assert activation == ("gelu_pytorch_tanh" if is_tanh else "gelu")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", sorted(TOKENIZER_OF))
+def test_config_names_the_activation_and_epsilon_that_are_computed(name, tmp_path):
+    backbone, tokenizer = make_pair(name)
+    gelus = {"gelu": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu"}
+    family = family_of(backbone)
+    epsilon = 1e-3 if family.epsilon_name else family.layer_norm_epsilon
+    variant = Variant(gelus[family.gelu], epsilon)
+    set_variant(backbone, variant)
+    export_to_hugging_face(backbone, tokenizer, tmp_path)
+    config = read(tmp_path / "config.json")
+    assert config[family.activation_name] == variant.gelu
+    assert variant_of(load_backbone(tmp_path)) == variant
 
 
 @pytest.mark.filterwarnings("error")
