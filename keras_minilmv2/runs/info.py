@@ -70,6 +70,6 @@ def model_facts(preset):
         ("teacher_layer", f"{layer} ({source})"),
         ("num_relation_heads", f"{heads} ({source})"),
     ]
-    if hasattr(backbone, "embedding_dim"):
+    if family_of(backbone).has_embedding_dim:
         facts.insert(3, ("embedding_dim", f"{backbone.embedding_dim}"))
     return facts
