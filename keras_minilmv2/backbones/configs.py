@@ -77,8 +77,8 @@ def registered_class(preset, config, classes, what):
         ValueError: if it is none of `classes` and no subclass of one.
     """
     name = config["registered_name"]
-    found = isinstance(name, str) and keras.saving.get_registered_object(name)
-    if not found or not issubclass(found, classes):
+    found = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, classes):
         known = ", ".join(known_class.__name__ for known_class in classes)
         raise preset_error(
             preset, f"have a {what} that is one of {known}", registered_name=name
