@@ -224,7 +224,8 @@ def test_number_of_segments_and_dropout_are_those_of_the_config(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "atol"),
-    [("float32", 1e-5), ("bfloat16", 0.1), ("mixed_bfloat16", 0.1)],
+    # States of up to 4.2, on which bfloat16 was measured 0.060 and 0.046 off.
+    [("float32", 1e-5), ("bfloat16", 0.08), ("mixed_bfloat16", 0.06)],
 )
 def test_dtype_is_passed_on_and_the_global_policy_left_alone(dtype, atol, tmp_path):
     before = keras.config.dtype_policy().name
