@@ -22,6 +22,7 @@ from keras_minilmv2.backbones.hugging_face.tokenizers import (
 )
 from keras_minilmv2.backbones.hugging_face.weights import load_hugging_face_backbone
 from keras_minilmv2.backbones.preset_files import (
+    check_file_names,
     check_preset,
     find_file,
     first_line,
@@ -29,6 +30,10 @@ from keras_minilmv2.backbones.preset_files import (
     read_json,
 )
 from keras_minilmv2.backbones.variants import ENTRY, saved_variant
+
+_WEIGHTS_FILE = "model.weights.h5"
+# The index of a model saved in several files.
+_INDEX_FILE = "model.weights.json"
 
 
 def load_backbone(preset, dtype=None):
@@ -87,11 +92,7 @@ def load_backbone(preset, dtype=None):
             f"have a form of GELU and an epsilon under {ENTRY} in its config.json",
             error=first_line(error),
         ) from error
-    weights_file = "model.weights.h5"
-    # The second is the index of a model saved in several files.
-    names = (weights_file, "model.weights.json")
-    if not any(find_file(preset, name) for name in names):
-        raise preset_error(preset, f"hold {weights_file}")
+    _check_weights_files(preset)
     check_local_weights_fill(preset, sizes, family)
     try:
         return keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
@@ -99,7 +100,7 @@ def load_backbone(preset, dtype=None):
         # keras and h5py raise OSError, KeyError, ValueError and TypeError here.
         raise preset_error(
             preset,
-            f"hold a {weights_file} that can be read and fits its config.json",
+            f"hold a {_WEIGHTS_FILE} that can be read and fits its config.json",
             error=first_line(error),
         ) from error
 
@@ -124,7 +125,7 @@ def load_tokenizer(preset):
     - RoBERTa's loses the digit `६` inside of tf.data.
     - ALBERT reads punctuation as its own tokenizer and the published
       `tokenizer.json` do. transformers 5, where it converts a `spiece.model`
-      itself, begins a new word after brackets, quotes, hyphens and full stops.
+      itself, starts a new word after brackets, quotes, hyphens and full stops.
     - Special tokens written out in the text, such as `[MASK]`, are plain text for
       WordPiece and SentencePiece tokenizers.
 
@@ -163,6 +164,20 @@ def load_tokenizer(preset):
             error=first_line(error),
         ) from error
     return split_words_like_gpt2(tokenizer)
+
+
+def _check_weights_files(preset):
+    """Refuses a keras-nlp preset without weights, or with an index that leads away."""
+    index = read_json(preset, _INDEX_FILE)
+    if index is None and not find_file(preset, _WEIGHTS_FILE):
+        raise preset_error(preset, f"hold {_WEIGHTS_FILE}")
+    if index is not None:
+        names = index.get("weight_map")
+        if not isinstance(names, dict):
+            raise preset_error(preset, f"hold a weight_map in its {_INDEX_FILE}")
+        for files in names.values():
+            files = files if isinstance(files, list) else [files]
+            check_file_names(preset, _INDEX_FILE, files)
 
 
 def _check_dtype(dtype):
