@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from families import make_backbone
 
+from keras_minilmv2.backbones.families import FAMILIES
 from keras_minilmv2.backbones.hugging_face.weights import refuse_head
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.students import student_backbone
@@ -18,16 +19,11 @@ from keras_minilmv2.runs.export import export
 REFERENCE = Path(__file__).parents[1] / "reference"
 MODELS = ["bert_teacher", "roberta_teacher", "albert", "distilbert", "electra"]
 VALUES = [None, "x", -1, 0, 1.5, 10**6, 10**12, True, [], {}, math.nan, math.inf]
-SIZES = [
-    *("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_size"),
-    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
-    *("embedding_size", "num_hidden_groups", "inner_group_num"),
-    *("n_layers", "n_heads", "dim", "hidden_dim"),
-]
-OTHERS = [
+FEWER_VALUES = [None, "x", -1, 1.5, []]
+OTHERS = {
     *("model_type", "hidden_act", "activation", "layer_norm_eps", "is_decoder"),
     *("hidden_dropout_prob", "dropout", "pad_token_id", "position_embedding_type"),
-]
+}
 KERAS_FIELDS = [
     *("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"),
     *("max_sequence_length", "num_segments", "dropout", "dtype", "name", "trainable"),
@@ -65,24 +61,31 @@ def test_every_field_of_a_hugging_face_config_may_be_damaged(name, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(REFERENCE / name, directory)
     config = json.loads((directory / "config.json").read_text())
-    for field in {*SIZES, *OTHERS} & set(config):
+    [sizes] = (
+        set(family.size_names.values())
+        for family in FAMILIES
+        if family.model_type == config["model_type"]
+    )
+    for field in sizes:
         for value in VALUES:
             with_field(directory, config, field, value)
-            message = check(directory)
-            if field in SIZES and value not in (True,):
-                assert message, (field, value)
+            assert check(directory), (field, value)
+    for field in OTHERS & set(config):
+        for value in FEWER_VALUES:
+            with_field(directory, config, field, value)
+            check(directory)
 
 
 @pytest.mark.parametrize("field", KERAS_FIELDS)
 def test_every_argument_in_a_preset_may_be_damaged(field, preset, tmp_path):
     directory = shutil.copytree(preset, tmp_path / "preset")
     config = json.loads((directory / "config.json").read_text())
-    for value in VALUES:
+    is_size = field in KERAS_FIELDS[:7]
+    for value in VALUES if is_size else FEWER_VALUES:
         arguments = {**config["config"], field: value}
         with_field(directory, config, "config", arguments)
         message = check(directory)
-        if field in KERAS_FIELDS[:6] and value not in (True,):
-            assert message, (field, value)
+        assert message or not is_size, (field, value)
     arguments = {k: v for k, v in config["config"].items() if k != field}
     with_field(directory, config, "config", arguments)
     check(directory)
@@ -114,8 +117,7 @@ def test_weights_may_be_cut_off(form, kept, preset, tmp_path):
     [file] = [*directory.glob("*.h5"), *directory.glob("*.safetensors")]
     file.write_bytes(file.read_bytes()[:kept])
     message = check(directory)
-    assert message
-    assert file.name in message or "weights that its config.json asks for" in message
+    assert file.name in message
 
 
 def test_a_safetensors_file_may_be_damaged(tmp_path):

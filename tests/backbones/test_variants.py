@@ -175,26 +175,27 @@ def test_a_classifiers_preset_keeps_a_variant(tmp_path):
 
 ALONE = """
 import sys
-{before}
 import keras_hub
-model = keras_hub.models.Backbone.from_preset(sys.argv[1])
-print(model.transformer_layers[0].activation.__name__)
+
+def activation():
+    model = keras_hub.models.Backbone.from_preset(sys.argv[1])
+    return model.transformer_layers[0].activation.__name__
+
+print(activation())
+import keras_minilmv2.backbones
+print(activation())
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "function"),
-    [("", "gelu_approximate"), ("import keras_minilmv2.backbones", "gelu")],
-)
-def test_keras_hub_alone_reads_a_preset(before, function, tmp_path):
+def test_keras_hub_alone_reads_a_preset_and_computes_the_classs_form(tmp_path):
     save_student(make_other("bert"), None, tmp_path / "preset")
     result = subprocess.run(
-        [sys.executable, "-c", ALONE.format(before=before), tmp_path / "preset"],
+        [sys.executable, "-c", ALONE, tmp_path / "preset"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert result.stdout.strip() == function
+    assert result.stdout.split() == ["gelu_approximate", "gelu"]
 
 
 @pytest.mark.parametrize(
