@@ -154,9 +154,9 @@ def special_token_ids(tokenizer):
     """Ids that stand for no text: start, end, padding, mask and unknown."""
     ids = {
         getattr(tokenizer, f"{name}_token_id", None)
-        for name in ("start", "end", "pad", "mask", "unk")
+        for name in ("start", "end", "pad", "mask")
     }
-    # WordPiece names its unknown token, the others call it <unk>, or have none.
+    # Of WordPiece, and of the other tokenizers.
     unknown = getattr(tokenizer, "oov_token", "<unk>")
     if unknown in tokenizer.get_vocabulary():
         ids.add(tokenizer.token_to_id(unknown))
