@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from families import make_backbone
+from small_tokenizers import make_tokenizer
 
 from keras_minilmv2.backbones.families import FAMILIES
+from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
 from keras_minilmv2.backbones.hugging_face.weights import refuse_head
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.backbones.students import student_backbone
 from keras_minilmv2.runs.export import export
+from keras_minilmv2.runs.shrink import shrink
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 MODELS = ["bert_teacher", "roberta_teacher", "albert", "distilbert", "electra"]
@@ -199,3 +203,28 @@ def test_examples_with_ids_beyond_the_vocabulary_are_refused():
             initialization="projection",
             examples=examples,
         )
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "README.md", ".git", "src"])
+def test_a_directory_with_other_files_is_not_replaced(name, preset, tmp_path):
+    directory = shutil.copytree(preset, tmp_path / "preset")
+    student, tokenizer = make_backbone("bert"), make_tokenizer("Bert")
+    save_student(student, None, directory)
+    (directory / name).write_text("mine")
+    before = sorted(directory.iterdir())
+    for write in (
+        lambda: save_student(student, None, directory),
+        lambda: export_to_hugging_face(student, tokenizer, directory, overwrite=True),
+        lambda: shrink(preset, preset / "config.json", directory, overwrite=True),
+    ):
+        with pytest.raises(FileExistsError, match=f"but a model, .* with {name}"):
+            write()
+    assert sorted(directory.iterdir()) == before
+    assert (directory / name).read_text() == "mine"
+
+
+def test_a_file_is_not_replaced_by_a_directory(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="but a model, .* with mine"):
+        save_student(make_backbone("bert"), None, tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "mine"
