@@ -9,12 +9,11 @@ import copy
 import re
 import threading
 
-from keras_minilmv2.data.packing import tokenize_function
+from keras_minilmv2.data.packing import num_cores
 from keras_minilmv2.data.preparation import (
     UNIT_BYTES,
     Plan,
     Reporter,
-    num_cores,
     prepare_unit,
     writing_to,
 )
@@ -192,13 +191,13 @@ class _PrepareUnit(beam.DoFn):
                 "`tokenizer` must be the same on every worker. Received: another one "
                 "there than here; are the versions of keras-hub the same?"
             )
-        self._tokenize = tokenize_function(tokenizer)
+        self._tokenizer = tokenizer
 
     def process(self, element, counts):
         number, unit = element
         num_before = sum(count for other, count in counts.items() if other < number)
         with writing_to(self._plan.storage.path):
-            prepare_unit(self._plan, number, unit, num_before, self._tokenize)
+            prepare_unit(self._plan, number, unit, num_before, self._tokenizer)
         yield number
 
 

@@ -1,6 +1,5 @@
 """A corpus becomes shards of packed examples: tokenized once, resumed when killed."""
 
-import collections
 import contextlib
 import dataclasses
 import datetime
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_minilmv2.data.packing import check_packing, tokenize_function
+from keras_minilmv2.data.packing import TokenStream, check_packing, num_cores
 from keras_minilmv2.data.shards import (
     MANIFEST,
     PARTS,
@@ -34,7 +33,6 @@ from keras_minilmv2.data.storage import Storage
 from keras_minilmv2.data.text import split_parts
 
 UNIT_BYTES = 64 * 2**20
-BATCH_CHARS = 262_144
 
 _SETTINGS = "unfinished-settings.json"
 _RECORD = re.compile(r"unfinished-(\d+)\.json")
@@ -137,13 +135,12 @@ def prepare(
         if finished := plan.start(overwrite):
             return finished
         num_workers = num_workers or num_cores()
-        tokenize = tokenize_function(tokenizer, num_workers)
         reporter = Reporter(plan, report)
         num_before = 0
         for number, unit in enumerate(plan.units):
             if number not in plan.records:
                 plan.records[number] = prepare_unit(
-                    plan, number, unit, num_before, tokenize, num_workers, reporter
+                    plan, number, unit, num_before, tokenizer, num_workers, reporter
                 )
             num_before += plan.records[number]["num_pieces"]
         reporter(last=True)
@@ -183,10 +180,6 @@ class Plan:
         self.storage = Storage(output_dir)
         self.units = corpus.units(unit_bytes)
         self.records = {}
-        self.special_token_ids = {
-            name: int(getattr(tokenizer, f"{name}_token_id"))
-            for name in ("start", "end", "pad")
-        }
         segments = itertools.chain.from_iterable(self.units)
         inputs = [
             (name, sum(segment.num_bytes for segment in of_input))
@@ -400,7 +393,7 @@ class Reporter:
 
 
 def prepare_unit(
-    plan, number, unit, num_before, tokenize, num_workers=1, reporter=None
+    plan, number, unit, num_before, tokenizer, num_workers=1, reporter=None
 ):
     """Prepares one unit of a corpus and notes that it is finished.
 
@@ -409,7 +402,7 @@ def prepare_unit(
         number: int. Of the unit.
         unit: list of `Segment`.
         num_before: int. Pieces of the corpus before it.
-        tokenize: as `tokenize_function` returns it.
+        tokenizer: keras-nlp tokenizer.
         num_workers: int. Threads that tokenize.
         reporter: `Reporter` or None.
 
@@ -430,10 +423,17 @@ def prepare_unit(
 
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(num_workers))
-        submit = functools.partial(executor.submit, tokenize)
         streams = {
-            part: _Stream(
-                f"{part}-{number:05}.npy", plan, submit, 4 * num_workers, stack
+            part: _PartWriter(
+                f"{part}-{number:05}.npy",
+                plan,
+                TokenStream(
+                    tokenizer,
+                    plan.settings.sequence_length,
+                    executor.submit,
+                    num_workers,
+                ),
+                stack,
             )
             for part in PARTS
         }
@@ -461,19 +461,15 @@ def prepare_unit(
     )
 
 
-class _Stream:
+class _PartWriter:
     """One part of a unit, on its way from text to a shard."""
 
-    def __init__(self, name, plan, submit, max_waiting, stack):
+    def __init__(self, name, plan, stream, stack):
         self.name = name
         self.has_text = False
         self._plan = plan
-        self._submit = submit
-        self._max_waiting = max_waiting
+        self._stream = stream
         self._stack = stack
-        self._texts, self._separate, self._num_chars = [], [], 0
-        self._waiting = collections.deque()
-        self._rest = np.zeros(0, "int32")
 
     @functools.cached_property
     def _path(self):
@@ -492,24 +488,14 @@ class _Stream:
 
     def add(self, text, starts_document):
         """Takes one piece."""
-        self._texts.append(text)
-        self._separate.append(starts_document and self.has_text)
         self.has_text = True
-        self._num_chars += len(text)
-        if self._num_chars >= BATCH_CHARS:
-            self._tokenize()
-            while self._waiting and (
-                self._waiting[0].done() or len(self._waiting) > self._max_waiting
-            ):
-                self._pack(self._waiting.popleft().result())
+        for block in self._stream.add(text, starts_document):
+            self._writer.write(*block)
 
     def close(self):
         """Packs the rest and completes the shard."""
-        self._tokenize()
-        while self._waiting:
-            self._pack(self._waiting.popleft().result())
-        if self._rest.size:
-            self._write(self._rest[np.newaxis])
+        for block in self._stream.close():
+            self._writer.write(*block)
         self._writer.close()
         return {
             "num_examples": self._writer.num_examples,
@@ -517,34 +503,6 @@ class _Stream:
             "num_bytes": os.path.getsize(self._path),
             "sha256": file_sha256(self._path),
         }
-
-    def _tokenize(self):
-        """Hands the pieces gathered so far to the threads."""
-        if self._texts:
-            self._waiting.append(self._submit(self._texts, self._separate))
-        self._texts, self._separate, self._num_chars = [], [], 0
-
-    def _pack(self, tokens):
-        """Writes the rows that are full; the rest waits."""
-        tokens = np.concatenate([self._rest, tokens])
-        num_content = self._plan.settings.sequence_length - 2
-        num_rows = len(tokens) // num_content
-        full = num_rows * num_content
-        if num_rows:
-            self._write(tokens[:full].reshape(num_rows, num_content))
-        self._rest = tokens[full:]
-
-    def _write(self, content):
-        """Writes rows of content, `(rows, tokens)`."""
-        num_rows, num_content = content.shape
-        special = self._plan.special_token_ids
-        rows = np.full(
-            (num_rows, self._plan.settings.sequence_length), special["pad"], "int32"
-        )
-        rows[:, 0] = special["start"]
-        rows[:, 1 : num_content + 1] = content
-        rows[:, num_content + 1] = special["end"]
-        self._writer.write(rows, np.full(num_rows, num_content + 2))
 
 
 @contextlib.contextmanager
@@ -559,10 +517,3 @@ def writing_to(output_dir):
             "`output_dir` must be a directory that can be written to and has room. "
             f"Received: output_dir={output_dir} ({error.strerror or error})."
         ) from error
-
-
-def num_cores():
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_minilmv2.tokenization.byte_pairs import plain_merges
+
 MANIFEST = "manifest.json"
 PARTS = ("train", "held_out")
 
@@ -218,7 +220,7 @@ def tokenizer_identity(tokenizer):
         facts["proto"] = hashlib.sha256(tokenizer.proto).hexdigest()
     elif hasattr(tokenizer, "merges"):
         facts["vocabulary"] = sorted(tokenizer.vocabulary.items())
-        facts["merges"] = [m for m in tokenizer.merges if "#version:" not in m]
+        facts["merges"] = plain_merges(tokenizer.merges)
     else:
         facts["vocabulary"] = list(tokenizer.get_vocabulary())
     text = json.dumps(facts, sort_keys=True, default=int)

@@ -11,6 +11,7 @@ from keras_minilmv2.distillation.relations import (
     relation_log_probs,
     split_relation_heads,
 )
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 _MOST_TOKENS = 32
 
@@ -33,7 +34,7 @@ def relation_heat_maps(
         `matplotlib.figure.Figure`. Rows and columns are tokens; a row is a
         distribution over the columns.
     """
-    pieces = [int(token) for token in tokenizer(text)][: _MOST_TOKENS - 2]
+    pieces = fast_tokenizer(tokenizer).ids([text])[0].tolist()[: _MOST_TOKENS - 2]
     pieces = [tokenizer.start_token_id, *pieces, tokenizer.end_token_id]
     tokens = [tokenizer.id_to_token(piece) for piece in pieces]
     token_ids = ops.convert_to_tensor([pieces], "int32")

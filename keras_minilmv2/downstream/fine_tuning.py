@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 from keras_minilmv2.training.gradients import dense
 
 # Texts tokenized at a time.
@@ -74,12 +75,13 @@ def encode(texts, preprocessor, segment_ids):
         `EncodedTexts`.
     """
     tokenizer = preprocessor.tokenizer
+    tokenize = fast_tokenizer(tokenizer).rows
     if preprocessor.packer is None:
         preprocessor.build(None)
     pack = _packing(preprocessor.packer, len(texts))
     token_ids, segments, lengths = [], [], []
     for begin in range(0, len(texts[0]), _CHUNK):
-        columns = (tokenizer(column[begin : begin + _CHUNK]) for column in texts)
+        columns = (tokenize(column[begin : begin + _CHUNK]) for column in texts)
         packed, segment = (x.numpy() for x in pack(tuple(map(_ragged, columns))))
         mask = packed != tokenizer.pad_token_id
         token_ids.append(packed[mask])

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_minilmv2.downstream.fine_tuning import plan_batches
 from keras_minilmv2.downstream.span_metrics import MLQA_LANGUAGES
-from keras_minilmv2.tokenization.offsets import offset_tokenizer
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 _BLOCK_WINDOWS = 1_000
 # Batches are padded to multiples of this, so that there are few shapes.
@@ -219,7 +219,7 @@ def span_features(
             context, or the tokenizer does more than tokenize.
         TypeError: if the tokenizer is of no supported kind.
     """
-    encode = offset_tokenizer(tokenizer)
+    encode = fast_tokenizer(tokenizer).offsets
     # RoBERTa's two end tokens between question and context, and no segments.
     is_roberta = isinstance(
         tokenizer,
