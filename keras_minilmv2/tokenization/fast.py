@@ -153,6 +153,10 @@ class _Library(FastTokenizer):
         self._is_common = is_common
         self._tokens_of_words = _TokensOfWords(backend)
 
+    def new_backend(self):
+        """A `tokenizers.Tokenizer` of its own for each caller."""
+        return tokenizers.Tokenizer.from_str(self.backend.to_str())
+
     def _tokens_of(self, text):
         words = map(self._tokens_of_words.__getitem__, self._find_words(text))
         return itertools.chain.from_iterable(words)

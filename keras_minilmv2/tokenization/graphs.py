@@ -16,8 +16,8 @@ def graph_tokenizer(tokenizer, max_tokens):
         max_tokens: int. How many tokens of a text are needed; the rest may be missing.
 
     Returns:
-        `tf.Module`, a function of valid UTF-8 strings `(batch,)` to an int32 `tf.RaggedTensor`
-        `(batch, None)`.
+        `tf.Module`, a function of valid UTF-8 strings `(batch,)` to an int32
+        `tf.RaggedTensor` `(batch, None)`.
 
     Raises:
         TypeError, ValueError: as `fast_tokenizer` does.

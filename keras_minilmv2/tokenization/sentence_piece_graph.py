@@ -6,7 +6,7 @@ import tensorflow_text as tf_text
 
 SPACE = "\u2581".encode()
 
-# White space that tables of SentencePiece leave alone, and at which transformers splits.
+# White space that SentencePiece leaves alone, and at which transformers splits.
 _NEXT_LINE = "\x85"
 
 

@@ -61,7 +61,7 @@ class WordPieceGraph(tf.Module):
             texts = tf.strings.regex_replace(texts, self._marks, "")
         if self._lowercase:
             # Unicode's lower-casing knows a final sigma, BERT's does not.
-            texts = tf.strings.regex_replace(texts, "Σ", "σ")
+            texts = tf.strings.regex_replace(texts, "\u03a3", "\u03c3")
             texts = tf.strings.lower(texts, encoding="utf-8")
         words = tf_text.regex_split(texts, f" |{self._punctuation}", self._punctuation)
         too_long = tf.strings.length(words.values, "UTF8_CHAR") > MAX_WORD_CHARS

@@ -23,7 +23,7 @@ from keras_minilmv2.downstream.span_metrics import (
     mlqa_metrics,
     squad_metrics,
 )
-from keras_minilmv2.tokenization.offsets import offset_tokenizer
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 CONTEXT = "the quick brown fox jumps over the lazy dog"
 

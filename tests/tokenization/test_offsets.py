@@ -10,8 +10,8 @@ from small_tokenizers import make_tokenizer, word_piece_vocabulary
 
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.data.packing import tokenize_function
-from keras_minilmv2.tokenization import offsets as token_offsets
-from keras_minilmv2.tokenization.offsets import offset_tokenizer
+from keras_minilmv2.tokenization import fast
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 TEXTS = [
     "the quick brown fox",
@@ -61,7 +61,7 @@ REAL = ["bert_uncased", "bert_cased", "roberta", "albert", "xlm_roberta"]
 
 def check(tokenizer, texts):
     """Ids are the tokenizer's; offsets lie in the text, in order."""
-    encodings = offset_tokenizer(tokenizer)(texts)
+    encodings = fast_tokenizer(tokenizer).offsets(texts)
     separated = [([tokenizer.end_token_id], row.token_ids) for row in encodings]
     found = np.concatenate([part for parts in separated for part in parts])
     expected = tokenize_function(tokenizer)(texts, [True] * len(texts))
@@ -77,14 +77,14 @@ def check(tokenizer, texts):
 
 def pieces(tokenizer, text):
     """The text of each token by its offsets."""
-    (encoding,) = offset_tokenizer(tokenizer)([text])
+    (encoding,) = fast_tokenizer(tokenizer).offsets([text])
     places = zip(encoding.begins, encoding.ends, strict=True)
     return [text[begin:end] for begin, end in places]
 
 
 @pytest.mark.parametrize("family", TOKENIZERS.values())
 def test_tokens_are_those_of_the_tokenizer(family, monkeypatch):
-    monkeypatch.setattr(token_offsets, "_BLOCK_TEXTS", 4)
+    monkeypatch.setattr(fast, "_BLOCK_TEXTS", 4)
     check(make_tokenizer(family), TEXTS)
 
 
@@ -126,7 +126,7 @@ def test_tokens_of_real_byte_pairs_are_those_of_keras_hub(data_dir):
     tokenizer = split_words_like_gpt2(real_tokenizer(data_dir, "roberta"))
     texts = real_texts(data_dir)
     for encoding, expected in zip(
-        offset_tokenizer(tokenizer)(texts), tokenizer(texts), strict=True
+        fast_tokenizer(tokenizer).offsets(texts), tokenizer(texts), strict=True
     ):
         np.testing.assert_array_equal(encoding.token_ids, expected)
 
@@ -196,13 +196,13 @@ def test_other_tokenizers_are_refused():
         "SentencePieceTokenizer. Received: tokenizer of type ByteTokenizer."
     )
     with pytest.raises(TypeError, match=re.escape(message)):
-        offset_tokenizer(tokenizer)
+        fast_tokenizer(tokenizer)
 
 
 def test_tokenizer_without_special_tokens_is_refused():
     tokenizer = keras_hub.tokenizers.WordPieceTokenizer(word_piece_vocabulary())
     with pytest.raises(TypeError, match=r"^`tokenizer` must have a `start_token_id`"):
-        offset_tokenizer(tokenizer)
+        fast_tokenizer(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -219,4 +219,4 @@ def test_tokenizer_that_does_more_or_less_is_refused(family, option, value, expe
         f"here. Received: {option}={value}."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        offset_tokenizer(make_tokenizer(family, **{option: value}))
+        fast_tokenizer(make_tokenizer(family, **{option: value}))
