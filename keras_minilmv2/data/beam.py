@@ -18,7 +18,8 @@ from keras_minilmv2.data.preparation import (
     writing_to,
 )
 from keras_minilmv2.data.shards import tokenizer_identity
-from keras_minilmv2.data.text import is_url
+from keras_minilmv2.data.sources import is_url
+from keras_minilmv2.utils.checks import check_choice
 
 try:
     import apache_beam as beam
@@ -96,11 +97,7 @@ def prepare_with_beam(
             not.
         RuntimeError: if the pipeline fails for another reason.
     """
-    if runner not in _RUNNERS:
-        raise ValueError(
-            f"`runner` must be one of {', '.join(_RUNNERS)}. "
-            f"Received: runner={runner!r}."
-        )
+    check_choice(_RUNNERS, runner=runner)
     if "-" in corpus.inputs:
         raise ValueError(
             "`sources` must be files or TFDS datasets, which every worker can read. "

@@ -31,6 +31,7 @@ from keras_minilmv2.data.shards import (
 )
 from keras_minilmv2.data.storage import Storage
 from keras_minilmv2.data.text import split_parts
+from keras_minilmv2.utils.checks import check_int
 
 UNIT_BYTES = 64 * 2**20
 
@@ -172,10 +173,7 @@ class Plan:
                 '`corpus` must be of the part "train"; what it holds out is prepared '
                 f"with it. Received: part={corpus.part!r}."
             )
-        if unit_bytes < 1:
-            raise ValueError(
-                f"`unit_bytes` must be at least 1. Received: unit_bytes={unit_bytes}."
-            )
+        check_int(unit_bytes=unit_bytes)
         self.corpus = corpus
         self.storage = Storage(output_dir)
         self.units = corpus.units(unit_bytes)
@@ -197,6 +195,7 @@ class Plan:
             text_feature=corpus.text_feature,
             held_out_every=corpus.held_out_every,
             unit_bytes=unit_bytes,
+            contents_sha256=corpus.fingerprint(),
         )
 
     @property

@@ -6,7 +6,7 @@ import posixpath
 import tempfile
 from pathlib import Path
 
-from keras_minilmv2.data.text import is_url
+from keras_minilmv2.data.sources import is_url
 from keras_minilmv2.utils.files import replacing_file
 
 

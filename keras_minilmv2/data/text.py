@@ -4,10 +4,11 @@ import atexit
 import codecs
 import contextlib
 import functools
-import glob
 import gzip
+import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from keras_minilmv2.data.sources import check_is_text, find_inputs, is_url
+from keras_minilmv2.utils.checks import check_choice, check_int
 
 BLOCK_BYTES = 256 * 1024
 PIECE_CHARS = 16_384
@@ -78,7 +82,9 @@ class Corpus:
     Args:
         sources: str, path, or sequence of them, read in this order. Each is
             - a file; one that ends in `.gz` is decompressed;
-            - a directory: all `*.txt` and `*.txt.gz` below it, sorted by path;
+            - a directory: all `*.txt` and `*.txt.gz` below it, in any case, sorted by
+              path. Linked directories are read too; files and directories whose name
+              starts with a dot are not;
             - a glob, `**` included, whose matches are sorted;
             - a URL that fsspec opens, `gs://bucket/name` for instance: a file,
               directory or glob as above;
@@ -104,6 +110,7 @@ class Corpus:
     Attributes:
         inputs: tuple of str. The sources with directories and globs replaced by the
             files found when the corpus was made.
+        skipped: dict of str. Why each file below a directory is not read, by path.
         num_decode_errors: int. Malformed byte sequences replaced so far; however
             often the corpus is iterated, each counts once.
         num_bytes_read: int. Bytes read so far, before decompression.
@@ -112,10 +119,12 @@ class Corpus:
             `corpus_errors`.
 
     Raises:
-        ValueError: if a path or glob matches nothing, a directory has no text file or
-            an argument is not one of the values above. During iteration: if a file
-            cannot be read or decompressed, is not UTF-8 (`decode_errors="strict"`),
-            or a TFDS dataset, its split or its feature does not exist.
+        ValueError: if a path or glob matches nothing, a directory has no text file, a
+            file is named by two sources, or an argument is not one of the values
+            above. During iteration: if a file cannot be read or decompressed, holds
+            something else than text (UTF-16, gzip, bzip2, Parquet, JSON and so on:
+            the message names it), is not UTF-8 (`decode_errors="strict"`), or a TFDS
+            dataset, its split or its feature does not exist.
     """
 
     def __init__(
@@ -136,25 +145,11 @@ class Corpus:
             raise ValueError(
                 "`sources` must name at least one source. Received: sources=()."
             )
-        if document_separator not in DOCUMENT_SEPARATORS:
-            raise ValueError(
-                f"`document_separator` must be one of {', '.join(DOCUMENT_SEPARATORS)}."
-                f" Received: document_separator={document_separator!r}."
-            )
-        if decode_errors not in ("strict", "replace"):
-            raise ValueError(
-                '`decode_errors` must be "strict" or "replace". '
-                f"Received: decode_errors={decode_errors!r}."
-            )
-        if held_out_every is not None and held_out_every < 2:
-            raise ValueError(
-                "`held_out_every` must be at least 2. "
-                f"Received: held_out_every={held_out_every}."
-            )
-        if part not in ("train", "held_out"):
-            raise ValueError(
-                f'`part` must be "train" or "held_out". Received: part={part!r}.'
-            )
+        check_choice(DOCUMENT_SEPARATORS, document_separator=document_separator)
+        check_choice(("strict", "replace"), decode_errors=decode_errors)
+        check_choice(("train", "held_out"), part=part)
+        if held_out_every is not None:
+            check_int(least=2, held_out_every=held_out_every)
         if part == "held_out" and held_out_every is None:
             raise ValueError(
                 '`held_out_every` must be set when `part` is "held_out". '
@@ -167,7 +162,7 @@ class Corpus:
         self.tfds_data_dir = tfds_data_dir
         self.held_out_every = held_out_every
         self.part = part
-        self.inputs = tuple(name for source in sources for name in _inputs(source))
+        self.inputs, self.skipped = find_inputs(sources)
         self.error = None
         self.num_bytes_read = 0
         self._num_replaced = {}  # by name of the file or record, and its first byte
@@ -237,7 +232,9 @@ class Corpus:
         path = _path(name)
         size = _size(path)
         begin = 0
-        cuts = [] if path.endswith(".gz") else self._cuts(path, size, unit_bytes)
+        cuts = (
+            [] if path.lower().endswith(".gz") else self._cuts(path, size, unit_bytes)
+        )
         for end in itertools.chain(cuts, [size]):
             yield Segment(name, begin, end, size, end - begin)
             begin = end
@@ -279,7 +276,7 @@ class Corpus:
         """The bytes of a file, decompressed if it is a `.gz` file, block by block."""
         with _reading(path), _open(path) as file:
             source = file
-            if path.endswith(".gz"):
+            if path.lower().endswith(".gz"):
                 source, end = gzip.GzipFile(fileobj=file), None
             else:
                 file.seek(begin)
@@ -287,9 +284,26 @@ class Corpus:
             while block := source.read(
                 BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position)
             ):
+                if position == 0:
+                    check_is_text(block, path)
                 self.num_bytes_read += file.tell() - position
                 position = file.tell()
                 yield block
+
+    def fingerprint(self):
+        """SHA-256 of what the inputs hold.
+
+        Local files are read whole; of a URL the version counts that fsspec knows.
+
+        Returns:
+            str, 64 hexadecimal digits.
+
+        Raises:
+            ValueError: if an input cannot be read or is no text.
+        """
+        return hashlib.sha256(
+            json.dumps([_fingerprint(name) for name in self.inputs]).encode()
+        ).hexdigest()
 
     def _decoded(self, blocks, name, begin=0):
         """Text of UTF-8 blocks, without a byte order mark and carriage returns."""
@@ -456,95 +470,25 @@ def _cut(text, starts_document):
     return text[begin:], starts_document
 
 
-def _inputs(source):
-    """The files of one source, or the source itself if it is no path."""
-    if source == "-" or source.startswith("tfds:"):
-        return [source]
-    if is_url(source):
-        paths, text_files = _urls(source), _text_urls
-    else:
-        path = os.path.expanduser(source)
-        paths, text_files = [path], _text_files
-        if not os.path.exists(path):
-            paths = sorted(glob.glob(path, recursive=True))
-    if not paths:
-        raise ValueError(
-            "`sources` must name files that exist. "
-            f"Received: {source!r}, which matches nothing."
-        )
-    files = [file for path in paths for file in text_files(path)]
-    if not files:
-        raise ValueError(
-            "`sources` must name directories with `.txt` or `.txt.gz` files. "
-            f"Received: {source!r}, which has none."
-        )
-    return files
-
-
-def _text_files(path):
-    """The text files below a directory, sorted by path, or the file itself."""
-    if not os.path.isdir(path):
-        return [path]
-    return sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.endswith((".txt", ".txt.gz"))
-    )
-
-
-def is_url(path):
-    """Whether a path is one that fsspec opens, `gs://bucket/name` for instance."""
-    return "://" in path
-
-
-def _urls(url):
-    """The URL itself if it exists, or what it matches as a glob, sorted."""
+def _open(path):
+    """Opens a file for reading bytes."""
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if filesystem.exists(path):
-        return [url]
-    return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
-
-
-def _text_urls(url):
-    """The text files below a URL, sorted, or the URL itself if it is a file."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if not filesystem.isdir(path):
-        return [url]
-    return sorted(
-        filesystem.unstrip_protocol(name)
-        for name in filesystem.find(path)
-        if name.endswith((".txt", ".txt.gz"))
-    )
-
-
-def _path(name):
-    """The file that an input is read from."""
-    return _spooled(sys.stdin) if name == "-" else name
+    return fsspec.open(path, "rb").open()
 
 
 def _size(path):
     """Bytes of a file."""
     with _reading(path):
-        if is_url(path):
-            import fsspec
-
-            filesystem, path = fsspec.core.url_to_fs(path)
-            return filesystem.size(path)
-        return os.path.getsize(path)
-
-
-def _open(path):
-    """Opens a file for reading bytes."""
-    if is_url(path):
         import fsspec
 
-        return fsspec.open(path, "rb").open()
-    return open(path, "rb")
+        filesystem, path = fsspec.core.url_to_fs(path)
+        return filesystem.size(path)
+
+
+def _path(name):
+    """The file that an input is read from."""
+    return _spooled(sys.stdin) if name == "-" else name
 
 
 @contextlib.contextmanager
@@ -570,6 +514,23 @@ def _reading_split(builder, source):
             f"{', '.join(builder.info.splits)}, or a slice of one. "
             f"Received: {source}."
         ) from error
+
+
+def _fingerprint(name):
+    """What changes when the content of an input does."""
+    if name.startswith("tfds:"):
+        return name  # It has a version, and its size is in the segments.
+    path = _path(name)
+    with _reading(path):
+        if is_url(path):
+            import fsspec
+
+            filesystem, path = fsspec.core.url_to_fs(path)
+            return filesystem.ukey(path)
+        with _open(path) as file:
+            check_is_text(file.read(BLOCK_BYTES), path)
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

@@ -139,10 +139,9 @@ class _Library(FastTokenizer):
 
     Args:
         backend: `tokenizers.Tokenizer`, without special tokens.
-        find_words: function of a text of common characters to its words, which have
-            the same tokens alone.
-        is_common: function of a text to whether it has common characters only. Text
-            with others is left to the library, whose version of Unicode counts.
+        find_words: function of a text to its words, which have the same tokens alone.
+        is_common: function of a text to whether its words can be found so. Other
+            text is left to the library, whose version of Unicode counts.
     """
 
     strips_accents = False
@@ -217,18 +216,13 @@ class _WordPieces(_Library):
             lowercase=tokenizer.lowercase,
         )
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        # Removed characters join what stands around them, and are not common here.
-        kept = "\t\n\r" + "".join(
-            c for c in COMMON if unicodedata.category(c) not in ("Cc", "Cf")
-        )
-        alone = "".join(c for c in kept if _is_punctuation(c))
-        spaces = "".join(c for c in kept if c.isspace())
-        alone, spaces = re.escape(alone), re.escape(spaces)
-        super().__init__(
-            backend,
-            re.compile(f"[{alone}]|[^{alone}{spaces}]+").findall,
-            re.compile(f"[{re.escape(kept)}]*").fullmatch,
-        )
+        alone = re.escape("".join(c for c in COMMON if _is_punctuation(c)))
+        if tokenizer.split_on_cjk:
+            alone += "\u4e00-\u9fff"
+        # Words end here in every version of Unicode; what a word holds that also ends
+        # one, such as a no-break space, is left to the library.
+        words = re.compile(f"[{alone}]|[^{alone} \\t\\n\\r]+")
+        super().__init__(backend, words.findall, lambda text: True)
 
 
 class _BytePairs(_Library):

@@ -16,15 +16,14 @@ from small_tokenizers import (
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from keras_minilmv2.data.packing import (
-    COMMON,
     batches,
     corpus_errors,
     packed_examples,
-    piece_batches,
     require_examples,
     tokenize_function,
 )
 from keras_minilmv2.data.text import Corpus
+from keras_minilmv2.tokenization.fast import COMMON
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -231,8 +230,8 @@ def test_sentence_piece_splits_at_a_no_break_space(family):
 def test_tokens_without_tf_data_are_the_same(tokenizer, corpus):
     pieces = list(corpus)
     function = tokenize_function(tokenizer)
-    batches = piece_batches(pieces, 1_000)
-    found = np.concatenate([function(*batch) for batch in batches])
+    texts, starts = zip(*pieces, strict=True)
+    found = function(texts, [False, *starts[1:]])
     (example,) = packed_examples(pieces, tokenizer, len(found) + 2)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(example["token_ids"][1:-1], found)

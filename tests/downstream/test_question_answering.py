@@ -338,7 +338,7 @@ def family_features(family):
 
 @functools.cache
 def encode(family):
-    return offset_tokenizer(make_tokenizer(family))
+    return fast_tokenizer(make_tokenizer(family)).offsets
 
 
 def reference_windows(family, example):

@@ -176,14 +176,13 @@ def test_offsets_of_real_sentence_pieces(data_dir, name, text, expected):
     assert pieces(real_tokenizer(data_dir, name), text) == expected
 
 
-def test_word_that_does_not_fit_its_pieces_is_whole_for_each():
-    word = "ab\u3164c"  # a letter that keras-hub drops
-    tokenizer = make_tokenizer("Bert", lowercase=True)
-    assert pieces(tokenizer, f"a {word}") == ["a", word, word, word]
-
-
-def test_text_after_nul_is_read():
-    assert pieces(make_tokenizer("Bert"), "a\0fox") == ["a", "fox"]
+def test_removed_characters_within_a_word_are_part_of_its_token():
+    tokenizer = make_tokenizer("Bert")
+    text = "a fo\u00adx\u200b, a\0the"
+    ids = fast_tokenizer(tokenizer).ids([text])[0].tolist()
+    assert [tokenizer.id_to_token(i) for i in ids][:3] == ["a", "fox", ","]
+    assert pieces(tokenizer, text)[:3] == ["a", "fo\u00adx", ","]
+    assert "".join(pieces(tokenizer, text)[3:]) == "a\0the"
 
 
 # Errors.
@@ -206,17 +205,23 @@ def test_tokenizer_without_special_tokens_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("family", "option", "value", "expected"),
+    ("family", "option", "value", "message"),
     [
-        ("Bert", "sequence_length", 8, None),
-        ("Bert", "split", False, True),
-        ("XLMRoberta", "add_bos", True, False),
+        (
+            "Bert",
+            "sequence_length",
+            8,
+            "not set `sequence_length`: packing does it. Received: sequence_length=8.",
+        ),
+        ("Bert", "split", False, "split words. Received: split=False."),
+        (
+            "XLMRoberta",
+            "add_bos",
+            True,
+            "not set `add_bos`: packing does it. Received: add_bos=True.",
+        ),
     ],
 )
-def test_tokenizer_that_does_more_or_less_is_refused(family, option, value, expected):
-    message = (
-        f"`tokenizer` must have `{option}={expected}`: windows of text are packed "
-        f"here. Received: {option}={value}."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
+def test_tokenizer_that_does_more_or_less_is_refused(family, option, value, message):
+    with pytest.raises(ValueError, match=re.escape(f"`tokenizer` must {message}")):
         fast_tokenizer(make_tokenizer(family, **{option: value}))

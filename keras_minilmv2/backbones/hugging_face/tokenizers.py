@@ -243,12 +243,13 @@ def _added_tokens(saved):
     return {token["id"]: token for token in saved.get("added_tokens", [])}
 
 
-def _steps(part, name="normalizers"):
+def _steps(part):
     """The steps of a part of tokenizer.json, nested sequences laid flat."""
     if part is None:
         return []
     if part["type"] == "Sequence":
-        return [step for nested in part[name] for step in _steps(nested, name)]
+        nested = part.get("normalizers") or part["pretokenizers"]
+        return [step for inner in nested for step in _steps(inner)]
     return [part]
 
 
@@ -309,7 +310,7 @@ def _byte_pair_arguments(preset, settings, saved, settings_count):
             merge if isinstance(merge, str) else " ".join(merge)
             for merge in model["merges"]
         ]
-        [pre_tokenizer] = _steps(saved["pre_tokenizer"], "pretokenizers")
+        [pre_tokenizer] = _steps(saved["pre_tokenizer"])
     if not settings_count:
         settings = {}
     return {
