@@ -5,6 +5,7 @@ import itertools
 import math
 
 import keras
+import keras_hub
 import numpy as np
 import tensorflow as tf
 
@@ -79,13 +80,18 @@ def encode(texts, preprocessor, segment_ids):
     if preprocessor.packer is None:
         preprocessor.build(None)
     pack = _packing(preprocessor.packer, len(texts))
+    has_segments = not isinstance(
+        tokenizer,
+        keras_hub.models.RobertaTokenizer | keras_hub.models.XLMRobertaTokenizer,
+    )
     token_ids, segments, lengths = [], [], []
     for begin in range(0, len(texts[0]), _CHUNK):
         columns = (tokenize(column[begin : begin + _CHUNK]) for column in texts)
         packed, segment = (x.numpy() for x in pack(tuple(map(_ragged, columns))))
         mask = packed != tokenizer.pad_token_id
         token_ids.append(packed[mask])
-        segments.append(segment[mask].astype("uint8"))
+        # Two end tokens between texts stand for segments in RoBERTa and XLM-R.
+        segments.append(segment[mask].astype("uint8") * has_segments)
         lengths.append(mask.sum(axis=1))
     return EncodedTexts(
         np.concatenate(token_ids),

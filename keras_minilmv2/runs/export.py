@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
-from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.loading import (
+    check_no_head,
+    load_backbone,
+    load_tokenizer,
+)
 from keras_minilmv2.downstream.span_model import is_span_model, load_span_model
 from keras_minilmv2.downstream.tasks import get_task
 from keras_minilmv2.runs.fine_tune import is_classifier, load_classifier
@@ -50,6 +54,7 @@ def load_saved(model):
         labels = notes.get("label_names")
         tokenizer = classifier.preprocessor.tokenizer
         return Saved(classifier, tokenizer, labels and tuple(labels), pairs)
+    check_no_head(model)
     return Saved(load_backbone(model), load_tokenizer(model), labels=None, pairs=None)
 
 
