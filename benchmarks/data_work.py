@@ -83,7 +83,7 @@ def first_update(directory, steps):
         keras.backend.clear_session()
         started = time.perf_counter()
         with contextlib.suppress(KeyboardInterrupt):
-            distill(recipe, output_dir, progress_stream=stream, say=lambda line: None)
+            distill(recipe, output_dir, progress_stream=stream, log=lambda line: None)
         return time.perf_counter() - started
 
     # A run with a checkpoint, whose step is then said to be another.

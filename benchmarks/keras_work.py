@@ -155,7 +155,7 @@ def step(
     """One update of the student, dropout on, as `fit` does it."""
     import tensorflow as tf
 
-    from keras_minilmv2.planning.plan import step_operations
+    from keras_minilmv2.planning.costs import step_operations
 
     keras.config.set_dtype_policy(policy)
     pair = PAIRS[pair]
@@ -277,8 +277,8 @@ def fine_tune(pair, batch, lengths, through="flat blocks", seed=0):
     """
     from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
     from keras_minilmv2.downstream.classifiers import text_classifier
-    from keras_minilmv2.downstream.fine_tuning import training_step
     from keras_minilmv2.training.schedule import adamw
+    from keras_minilmv2.training.supervised import training_step
 
     pair = PAIRS[pair]
     model = text_classifier(backbone(pair, pair.student), 2, seed)

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from keras_minilmv2.data.text import Corpus
     from keras_minilmv2.distillation.distiller import RelationDistiller
     from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
-    from keras_minilmv2.runs.fine_tune import evaluate_model, fine_tune
+    from keras_minilmv2.downstream.saved import load_saved
+    from keras_minilmv2.downstream.tasks import Task
+    from keras_minilmv2.runs.fine_tune import (
+        FineTuningSettings,
+        evaluate_model,
+        fine_tune,
+    )
     from keras_minilmv2.runs.recipes import Recipe, load_recipe
     from keras_minilmv2.serving.saved_model import export_saved_model
     from keras_minilmv2.training.schedule import WarmupLinearDecay, adamw
@@ -27,11 +33,13 @@ if TYPE_CHECKING:
 _MODULE_OF_NAME = {
     "AttentionValueLoss": "distillation.losses",
     "Corpus": "data.text",
+    "FineTuningSettings": "runs.fine_tune",
     "GatedAttention": "backbones.attention",
     "QKVAttention": "backbones.attention",
     "Recipe": "runs.recipes",
     "RelationDistiller": "distillation.distiller",
     "RelationLoss": "distillation.losses",
+    "Task": "downstream.tasks",
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
     "batches": "data.packing",
@@ -41,6 +49,7 @@ _MODULE_OF_NAME = {
     "fine_tune": "runs.fine_tune",
     "load_backbone": "backbones.loading",
     "load_recipe": "runs.recipes",
+    "load_saved": "downstream.saved",
     "load_tokenizer": "backbones.loading",
     "packed_examples": "data.packing",
     "qkv_model": "backbones.projections",
@@ -52,11 +61,13 @@ _MODULE_OF_NAME = {
 __all__ = [
     "AttentionValueLoss",
     "Corpus",
+    "FineTuningSettings",
     "GatedAttention",
     "QKVAttention",
     "Recipe",
     "RelationDistiller",
     "RelationLoss",
+    "Task",
     "WarmupLinearDecay",
     "__version__",
     "adamw",
@@ -67,6 +78,7 @@ __all__ = [
     "fine_tune",
     "load_backbone",
     "load_recipe",
+    "load_saved",
     "load_tokenizer",
     "packed_examples",
     "qkv_model",

@@ -7,8 +7,8 @@ the student with others. On text of your own:
 
     keras-minilmv2 distill recipes/demo.py --set corpus=my_texts --output-dir out/mine
 
-Cost:    see the README
-Result:  see the README
+Cost:    6:41 minutes on 2 cores of an AMD EPYC
+Result:  held-out loss 0.39 nats, 1.13 untrained; docs/results.md
 Source:  our own settings; the method of Wang et al., 2021
 """
 

@@ -6,7 +6,7 @@
 The corpus is plain text of your own, 12 million tokens or more: novels, a Wikipedia.
 
 Cost:    30.7M tokens; 2.7 hours at the 3,100 tokens/s of 2 cores of an Intel Xeon
-Result:  not measured in one run; in two, of 30.3M tokens: "Downstream" in the README
+Result:  not measured in one run; in two, 30.3M tokens: docs/results.md
 Source:  our own settings; the method of Wang et al., 2021
 """
 

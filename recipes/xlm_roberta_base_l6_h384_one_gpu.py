@@ -10,6 +10,7 @@ Source:  our own settings; the method of Wang et al., 2021
 """
 
 from keras_minilmv2 import Recipe
+from keras_minilmv2.data.corpora import WIKIPEDIA_IN_15_LANGUAGES
 
 recipe = Recipe(
     # Teacher. 12 layers of 768; the last one is distilled.
@@ -24,23 +25,7 @@ recipe = Recipe(
     num_relation_heads=48,
     # Data. The paper takes the corpus of XLM-R, CommonCrawl in 100 languages; these
     # are TFDS' Wikipedias in XNLI's 15 languages, in proportion to their sizes.
-    corpus=(
-        "tfds:wikipedia/20230601.en",
-        "tfds:wikipedia/20230601.de",
-        "tfds:wikipedia/20230601.fr",
-        "tfds:wikipedia/20230601.es",
-        "tfds:wikipedia/20230601.ru",
-        "tfds:wikipedia/20230601.ar",
-        "tfds:wikipedia/20230601.zh",
-        "tfds:wikipedia/20230601.hi",
-        "tfds:wikipedia/20230601.sw",
-        "tfds:wikipedia/20230601.vi",
-        "tfds:wikipedia/20230601.bg",
-        "tfds:wikipedia/20230601.el",
-        "tfds:wikipedia/20230601.th",
-        "tfds:wikipedia/20230601.tr",
-        "tfds:wikipedia/20230601.ur",
-    ),
+    corpus=WIKIPEDIA_IN_15_LANGUAGES,
     sequence_length=128,
     batch_size=256,  # global, sequences
     # Optimizer. 100,000 x 256 = 26M sequences.

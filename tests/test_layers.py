@@ -85,6 +85,45 @@ def test_private_names_of_libraries_are_read_in_backbones_only(path):
         assert not any(part.startswith("_") for part in module.split(".")), module
 
 
+def compared_texts(path):
+    """Texts that a value is compared with or matched."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            for each in ast.walk(node):
+                if isinstance(each, ast.Constant) and isinstance(each.value, str):
+                    yield each.value
+
+
+def dict_keys(path):
+    """The texts that are keys of each dict."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Dict):
+            yield {k.value for k in node.keys if isinstance(k, ast.Constant)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_differs_between_objectives_is_in_their_records(path):
+    from keras_minilmv2.distillation.objectives import OBJECTIVES
+
+    if path.name == "objectives.py":
+        return
+    assert set(OBJECTIVES).isdisjoint(compared_texts(path))
+    # A table by objective; a single name is also an English word.
+    assert all(len(keys & set(OBJECTIVES)) < 2 for keys in dict_keys(path))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_name_of_a_family_is_compared_outside_families(path):
+    from keras_minilmv2.backbones.families import FAMILIES
+
+    names = {family.name for family in FAMILIES}
+    names |= {family.model_type for family in FAMILIES}
+    if path.name == "families.py":
+        return
+    assert names.isdisjoint(compared_texts(path))
+    assert all(names.isdisjoint(keys) for keys in dict_keys(path))
+
+
 def test_importing_the_package_imports_no_framework():
     import subprocess
     import sys

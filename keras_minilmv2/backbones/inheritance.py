@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_minilmv2.backbones.attention import attention_of
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.projections import block_calls
 
 # Tokens that principal directions are computed from; more changes little.
@@ -102,7 +103,7 @@ def _trace_block(block, x, padding_mask, keep):
 
 def _embedding_layers(backbone):
     """Token, position and, where there is one, segment embedding."""
-    if hasattr(backbone, "embeddings"):  # RoBERTa, XLM-R, DistilBERT
+    if not family_of(backbone).has_segments:
         return [backbone.token_embedding, backbone.embeddings.position_embedding]
     return [
         backbone.token_embedding,
@@ -113,7 +114,7 @@ def _embedding_layers(backbone):
 
 def _embedding_sum(backbone, inputs):
     """Sum of token, position and segment embeddings."""
-    if hasattr(backbone, "embeddings"):
+    if not family_of(backbone).has_segments:
         return backbone.embeddings(inputs["token_ids"])
     tokens = backbone.token_embedding(inputs["token_ids"])
     positions = backbone.position_embedding(tokens)
@@ -254,7 +255,7 @@ def project_layers(teacher, student, teacher_layers, examples, num_relation_head
             )
             done.add(id(block))
         state = block(state, padding_mask=padding_mask, training=False)
-    if hasattr(teacher, "pooled_dense"):
+    if family_of(teacher).has_pooler:
         kernel, bias = map(ops.convert_to_numpy, teacher.pooled_dense.weights)
         student.pooled_dense.kernel.assign(basis.T @ kernel @ basis)
         student.pooled_dense.bias.assign(bias @ basis)

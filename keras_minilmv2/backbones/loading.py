@@ -7,6 +7,14 @@ import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import KerasPresetLoader
 
+from keras_minilmv2.backbones.configs import (
+    check_local_weights_fill,
+    encoder_sizes,
+    family_of_config,
+    is_hugging_face,
+    read_config,
+    registered_class,
+)
 from keras_minilmv2.backbones.families import FAMILIES
 from keras_minilmv2.backbones.hugging_face.tokenizers import (
     load_hugging_face_tokenizer,
@@ -20,6 +28,7 @@ from keras_minilmv2.backbones.preset_files import (
     preset_error,
     read_json,
 )
+from keras_minilmv2.backbones.variants import ENTRY, saved_variant
 
 # How transformers' models with a head that users need end.
 _HEADS = (
@@ -38,15 +47,16 @@ def load_backbone(preset, dtype=None):
     encoder is taken: the directory may have been saved from the bare model or from
     one with a head.
 
-    What keras-nlp computes is not in every case what transformers computes:
+    The form of GELU (with erf or with tanh) and the epsilon of the layer
+    normalizations are those that `hidden_act` and `layer_norm_eps` of a Hugging Face
+    config name; presets of keras-nlp keep their class's own, tanh for BERT, ALBERT and
+    ELECTRA. An activation that is no GELU is refused. Students inherit both, and
+    `save_student` and the exports keep them. The class's constructor and
+    `from_config` do not: a copy made with them has its class's own.
 
-    - BERT, ALBERT and ELECTRA always use the tanh form of GELU, RoBERTa, XLM-R and
-      DistilBERT the form with erf. A config's `hidden_act` of the other form is
-      accepted: the hidden states then differ by up to 6e-3. Any other activation
-      is refused.
+    Two things differ from what transformers computes:
+
     - One dropout rate, `hidden_dropout_prob`, serves attention weights too.
-    - The layer normalizations have a fixed epsilon, 1e-5 for RoBERTa and XLM-R and
-      1e-12 for the others. A config with another one gives a warning.
     - RoBERTa and XLM-R have no segment embedding: its first row is added to the
       position embeddings. That is exact where all segment ids are 0.
     - A missing pooler gives a warning: `pooled_dense` then stays as initialised.
@@ -72,15 +82,25 @@ def load_backbone(preset, dtype=None):
     """
     preset = check_preset(preset)
     _check_dtype(dtype)
-    config = _read_config(preset)
-    if "registered_name" not in config:
-        return load_hugging_face_backbone(preset, config, dtype)
-    _check_backbone_class(preset, config)
+    config = read_config(preset)
+    family = family_of_config(preset, config)
+    sizes = encoder_sizes(preset, config, family)
+    if is_hugging_face(config):
+        return load_hugging_face_backbone(preset, config, family, sizes, dtype)
+    try:
+        saved_variant(config)
+    except (TypeError, ValueError) as error:
+        raise preset_error(
+            preset,
+            f"have a form of GELU and an epsilon under {ENTRY} in its config.json",
+            error=first_line(error),
+        ) from error
     weights_file = "model.weights.h5"
     # The second is the index of a model saved in several files.
     names = (weights_file, "model.weights.json")
     if not any(find_file(preset, name) for name in names):
         raise preset_error(preset, f"hold {weights_file}")
+    check_local_weights_fill(preset, sizes, family)
     try:
         return keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
     except Exception as error:
@@ -147,12 +167,13 @@ def load_tokenizer(preset):
     # keras-nlp and transformers both have a file of this name.
     saved = read_json(preset, "tokenizer.json")
     if saved is None or "registered_name" not in saved:
-        config = _read_config(preset)
-        if "registered_name" in config:
-            _check_backbone_class(preset, config)
+        config = read_config(preset)
+        if not is_hugging_face(config):
+            family_of_config(preset, config)
             raise preset_error(preset, "hold a tokenizer, in a tokenizer.json")
         return load_hugging_face_tokenizer(preset, config, saved)
-    _check_tokenizer_class(preset, saved)
+    classes = tuple(family.tokenizer_class for family in FAMILIES)
+    registered_class(preset, saved, classes, "tokenizer")
     try:
         # Not Tokenizer.from_preset: it wants the config.json of a backbone beside.
         loader = KerasPresetLoader(preset, config=None)
@@ -197,40 +218,3 @@ def _check_dtype(dtype):
             "`dtype` must be a dtype policy such as 'float32' or 'mixed_bfloat16'. "
             f"Received: dtype={dtype!r}."
         ) from error
-
-
-def _read_config(preset):
-    """`config.json`, which keras-nlp and transformers presets both have."""
-    config = read_json(preset, "config.json")
-    if config is None:
-        raise preset_error(preset, "hold a config.json")
-    if "registered_name" not in config and "model_type" not in config:
-        raise preset_error(
-            preset,
-            "hold a config.json of keras-nlp, with registered_name, or of "
-            "transformers, with model_type",
-        )
-    return config
-
-
-def _check_backbone_class(preset, config):
-    """Refuses a keras-nlp preset that is none of the six families."""
-    classes = [family.backbone_class for family in FAMILIES]
-    _check_class(preset, config, classes, "backbone")
-
-
-def _check_tokenizer_class(preset, config):
-    """Refuses a keras-nlp tokenizer that is none of the six families'."""
-    classes = [family.tokenizer_class for family in FAMILIES]
-    _check_class(preset, config, classes, "tokenizer")
-
-
-def _check_class(preset, config, classes, what):
-    """Raises unless the registered class of the config is one of `classes`."""
-    name = config["registered_name"]
-    registered = keras.saving.get_registered_object(name)
-    if registered is None or not issubclass(registered, tuple(classes)):
-        known = ", ".join(known_class.__name__ for known_class in classes)
-        raise preset_error(
-            preset, f"have a {what} that is one of {known}", registered_name=name
-        )

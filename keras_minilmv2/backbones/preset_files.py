@@ -1,10 +1,11 @@
-"""The files of a preset, wherever they lie: hub, built-in preset or directory.
+"""Files of a preset, from a hub, a built-in preset or a directory.
 
 Reads `keras_hub.src.utils.preset_utils.get_file`, checked on keras-hub 0.32.
 """
 
 import json
 import os
+from pathlib import Path
 
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_file
@@ -111,13 +112,22 @@ def read_json(preset, name):
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise preset_error(
             preset, f"hold a {name} that is valid JSON", error=first_line(error)
         ) from error
     if not isinstance(content, dict):
         raise preset_error(preset, f"hold a {name} that is one JSON object")
     return content
+
+
+def weight_bytes(path):
+    """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
+    return sum(
+        file.stat().st_size
+        for pattern in ("*.weights.h5", "*.safetensors")
+        for file in Path(path).glob(pattern)
+    )
 
 
 def write_json(path, content):

@@ -8,8 +8,12 @@ from keras_minilmv2.utils.files import replacing_directory
 def save_student(student, tokenizer, path, overwrite=True):
     """Saves a student as a keras-nlp preset directory, its tokenizer beside it.
 
-    `keras_hub.models.Backbone.from_preset(path)` reads it back with equal outputs.
-    Written to a temporary directory and renamed.
+    `load_backbone(path)` reads it back with equal outputs. keras-hub's own
+    `Backbone.from_preset(path)` reads it too, and gives equal outputs once
+    `keras_minilmv2.backbones` has been imported; without, it computes the form of GELU
+    and the epsilon of its class, which differ where the teacher was a Hugging Face
+    model with others: see `backbones.variants`. Written to a temporary directory and
+    renamed.
 
     Args:
         student: a keras-nlp backbone.
@@ -29,12 +33,3 @@ def save_student(student, tokenizer, path, overwrite=True):
         student.save_to_preset(str(fresh))
         if tokenizer is not None:
             tokenizer.save_to_preset(str(fresh))
-
-
-def weight_bytes(path):
-    """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
-    return sum(
-        file.stat().st_size
-        for pattern in ("*.weights.h5", "*.safetensors")
-        for file in Path(path).glob(pattern)
-    )

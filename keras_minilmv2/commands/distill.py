@@ -1,4 +1,4 @@
-"""`keras-minilmv2 distill`."""
+"""`keras-minilmv2 distill`: a recipe's student, trained by its teacher."""
 
 from keras_minilmv2.commands.parsing import (
     add_assignments,
@@ -13,7 +13,7 @@ def add(commands):
         commands,
         "distill",
         run,
-        "distil a teacher into a student, as a recipe says",
+        "distil a teacher into the student of a recipe",
         """
   keras-minilmv2 distill recipes/bert_base_l6_h384.py --output-dir out/l6_h384
   keras-minilmv2 distill recipes/demo.py --output-dir out/mine \\
@@ -29,7 +29,7 @@ def add(commands):
     command.add_argument(
         "--decode-errors",
         choices=("strict", "replace"),
-        help="what becomes of bytes that are not UTF-8; short for "
+        help="how bytes that are not UTF-8 are handled; short for "
         "--set decode_errors=...",
     )
     add_overwrite(command)
@@ -46,9 +46,8 @@ def run(options):
 
 
 def run_recipe(recipe, options):
-    """Trains the student of a recipe and says what came out."""
-    from keras_minilmv2.runs.distill import distill
-    from keras_minilmv2.runs.report import held_out_summary
+    """Trains the student of a recipe and prints the result."""
+    from keras_minilmv2.runs.distill import distill, held_out_summary
 
     result = distill(recipe, options.output_dir, overwrite=options.overwrite)
     if not result.finished:

@@ -1,11 +1,6 @@
 """`keras-minilmv2 evaluate`."""
 
-from keras_minilmv2.commands.parsing import (
-    add_command,
-    add_overwrite,
-    check_not_given,
-    check_task,
-)
+from keras_minilmv2.commands.parsing import add_command, add_overwrite
 
 
 def add(commands):
@@ -42,54 +37,31 @@ def add(commands):
         "--num-examples",
         type=int,
         metavar="N",
-        help="of squad1, squad2 and mlqa: so many questions, drawn once; default: all",
+        help="score N examples of each language, drawn once; default: all",
     )
     command.add_argument(
         "--strict",
         action="store_true",
-        help="of squad1, squad2 and mlqa: an answer that does not stand in its context "
-        "is an error",
+        help="of squad1, squad2 and mlqa: an answer that is not where the file says is "
+        "an error",
     )
     add_overwrite(command, "the evaluation that the output directory holds")
 
 
 def run(options):
     """Evaluates a model."""
-    from keras_minilmv2.downstream.tasks import TASKS
-    from keras_minilmv2.runs.fine_tune import evaluate_model, is_classifier
-    from keras_minilmv2.runs.span_runs import (
-        MLQA,
-        SPAN_TASKS,
-        evaluate_on_questions,
-        span_model_dir,
-    )
+    from keras_minilmv2.runs.fine_tune import evaluate_model
 
-    settings = {
-        "data_dir": options.data_dir,
-        "tfds_data_dir": options.tfds_data_dir,
-        "output_dir": options.output_dir,
-        "overwrite": options.overwrite,
-    }
-    if options.split is not None:
-        settings["split"] = options.split
-    of_questions = (*SPAN_TASKS, MLQA)
-    if span_model_dir(options.model) is not None:
-        check_task(options.task, of_questions, "a question-answering model")
-        settings |= {
-            "languages": options.languages,
-            "num_examples": options.num_examples,
-            "strict": options.strict,
-        }
-        evaluate = evaluate_on_questions
-    else:
-        # Of a model that is not there, `evaluate_model` says so.
-        if is_classifier(options.model):
-            check_task(options.task, TASKS, "a text classifier")
-            check_not_given({"languages": options.languages}, [MLQA], options.task)
-            check_not_given(
-                {"num_examples": options.num_examples, "strict": options.strict},
-                of_questions,
-                options.task,
-            )
-        evaluate = evaluate_model
-    print(evaluate(options.model, options.task, **settings))
+    evaluation = evaluate_model(
+        options.model,
+        options.task,
+        data_dir=options.data_dir,
+        tfds_data_dir=options.tfds_data_dir,
+        split=options.split,
+        output_dir=options.output_dir,
+        num_examples=options.num_examples,
+        languages=options.languages,
+        strict=options.strict,
+        overwrite=options.overwrite,
+    )
+    print(evaluation)

@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-from keras_minilmv2.commands.parsing import (
-    add_command,
-    add_overwrite,
-    check_not_given,
-    check_task,
-)
+from keras_minilmv2.commands.parsing import add_command, add_overwrite
 
 
 def add(commands):
@@ -58,7 +53,7 @@ def add(commands):
     command.add_argument(
         "--strict",
         action="store_true",
-        help="of SQuAD: an answer that does not stand in its context is an error",
+        help="of SQuAD: an answer that is not where the file says is an error",
     )
     command.add_argument(
         "--dtype-policy", default="float32", help="of training; default: %(default)s"
@@ -68,31 +63,24 @@ def add(commands):
 
 def run(options):
     """Fine-tunes a model."""
-    from keras_minilmv2.downstream.tasks import TASKS
     from keras_minilmv2.runs.fine_tune import fine_tune
-    from keras_minilmv2.runs.span_runs import SPAN_TASKS, fine_tune_on_squad
 
-    check_task(options.task, (*TASKS, *SPAN_TASKS), "an encoder")
     settings = {
-        "data_dir": options.data_dir,
-        "tfds_data_dir": options.tfds_data_dir,
-        "learning_rate": options.learning_rate,
-        "epochs": options.epochs,
-        "seed": options.seed,
-        "grid": options.grid,
-        "batch_size": options.batch_size,
-        "sequence_length": options.sequence_length,
-        "num_train_examples": options.num_train_examples,
-        "dtype_policy": options.dtype_policy,
-        "overwrite": options.overwrite,
+        name: getattr(options, name)
+        for name in (
+            *("learning_rate", "epochs", "seed", "grid"),
+            *("batch_size", "sequence_length", "doc_stride", "strict"),
+            *("num_train_examples", "dtype_policy"),
+        )
     }
-    of_squad = {"strict": options.strict, "doc_stride": options.doc_stride}
-    if options.task in SPAN_TASKS:
-        settings |= of_squad
-        run_of_task = fine_tune_on_squad
-    else:
-        check_not_given(of_squad, SPAN_TASKS, options.task)
-        run_of_task = fine_tune
-    run_of_task(options.model, options.task, options.output_dir, **settings)
+    fine_tune(
+        options.model,
+        options.task,
+        options.output_dir,
+        data_dir=options.data_dir,
+        tfds_data_dir=options.tfds_data_dir,
+        overwrite=options.overwrite,
+        **settings,
+    )
     directory = Path(options.output_dir)
     print(f"Written: {directory / 'model'}, {directory / 'report.md'}")

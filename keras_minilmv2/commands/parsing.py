@@ -44,38 +44,6 @@ def add_assignments(command):
     )
 
 
-def check_not_given(options, tasks, task):
-    """Raises if an option was given that belongs to other tasks.
-
-    Args:
-        options: dict of values by name; None and False were not given.
-        tasks: names of the tasks that they belong to.
-        task: str, that of the command, or None for the model's own.
-    """
-    for name, value in options.items():
-        if value is not None and value is not False:
-            option = f"--{name.replace('_', '-')}"
-            given = "a model of another task" if task is None else f"--task {task}"
-            raise ValueError(
-                f"`{option}` is of {', '.join(tasks)}. Received: {option} with {given}."
-            )
-
-
-def check_task(task, tasks, kind):
-    """Raises if a task is none of those of a kind of model.
-
-    Args:
-        task: str, or None for the model's own.
-        tasks: iterable of str.
-        kind: str. What the model is.
-    """
-    if task is not None and task not in tasks:
-        raise ValueError(
-            f"`task` must be one of {', '.join(tasks)} for {kind}. "
-            f"Received: task={task!r}."
-        )
-
-
 def print_facts(facts):
     """Prints pairs of a name and a value, the values below each other."""
     width = max(len(name) for name, _ in facts)

@@ -1,4 +1,4 @@
-"""`keras-minilmv2 pretrain`."""
+"""`keras-minilmv2 pretrain`: masked language modelling of a recipe's student."""
 
 from keras_minilmv2.commands.distill import run_recipe
 from keras_minilmv2.commands.parsing import (
@@ -36,21 +36,13 @@ def add(commands):
 
 def run(options):
     """Pre-trains the student of a recipe."""
+    from keras_minilmv2.distillation.objectives import objective_for
     from keras_minilmv2.runs.recipes import load_recipe
 
-    # Without its teacher, whose weights it begins with only if that is asked for.
-    changes = [
-        "student_initialization=random",
-        "student_teacher_layers=none",
-        "student_preset=none",
-    ]
-    changes += ["objective=masked_tokens", *options.assignments]
-    recipe = load_recipe(options.recipe).override(changes)
-    if recipe.objective != "masked_tokens":
-        raise ValueError(
-            "`objective` must be masked_tokens to pre-train. "
-            f"Received: objective={recipe.objective!r}."
-        )
+    # Without the teacher, also for the student's first weights, unless --set asks.
+    changes = ["student_initialization=random", "objective=masked_tokens"]
+    recipe = load_recipe(options.recipe).override([*changes, *options.assignments])
+    objective_for(recipe.objective, lambda each: not each.needs_teacher, "to pre-train")
     if options.whole_words:
         recipe = recipe.override(["whole_words=true"])
     run_recipe(recipe, options)

@@ -30,7 +30,7 @@ def add(commands):
 
 def run(options):
     """Writes a student."""
-    from keras_minilmv2.runs.distill import write_student
+    from keras_minilmv2.runs.models import write_student
     from keras_minilmv2.runs.recipes import load_recipe
     from keras_minilmv2.runs.report import describe
 

@@ -8,6 +8,8 @@ import itertools
 
 import numpy as np
 
+from keras_minilmv2.utils.datasets import without_autotune
+
 _ROUNDS = 8
 
 
@@ -111,7 +113,7 @@ def as_dataset(
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
-    return (
+    return without_autotune(
         tf.data.Dataset.range(start_step, tf.int64.max)
         .map(batch_of, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)

@@ -1,4 +1,4 @@
-"""Students of several layers of one teacher, trained side by side."""
+"""Students of several teacher layers, trained side by side with one teacher pass."""
 
 import tensorflow as tf
 
@@ -11,7 +11,7 @@ class LayerCandidates:
     """Distils several layers of a teacher, each into a student of its own.
 
     The teacher runs once for each batch, up to the highest of the layers. Each student
-    is trained as a `RelationDistiller` of its layer alone would train it. On
+    is trained as a `RelationDistiller` of its layer would train it by itself. For
     TensorFlow and one device.
 
     Args:
@@ -29,7 +29,7 @@ class LayerCandidates:
         teacher = cast_once(teacher)
         self.distillers = {}
         for layer, student in sorted(students.items()):
-            distiller = _Candidate(
+            distiller = RelationDistiller(
                 teacher, student, layer, num_relation_heads, relation_weights
             )
             distiller.compile(make_optimizer())
@@ -58,21 +58,7 @@ class LayerCandidates:
         vectors = self._teacher_qkv(inputs, training=False)
         losses = {}
         for layer, distiller in self.distillers.items():
-            distiller.teacher_vectors = vectors[str(layer)]
-            try:
-                distiller.reset_metrics()
-                losses[layer] = distiller.train_step(inputs)["loss"]
-            finally:
-                distiller.teacher_vectors = None
+            y_true = distiller.targets_of(vectors[str(layer)], inputs)
+            distiller.reset_metrics()
+            losses[layer] = distiller.train_on_targets(inputs, y_true)["loss"]
         return losses
-
-
-class _Candidate(RelationDistiller):
-    """A distiller that may be given what its teacher says."""
-
-    teacher_vectors = None
-
-    def _targets(self, inputs, training):
-        if self.teacher_vectors is None:
-            return super()._targets(inputs, training)
-        return {**self.teacher_vectors, "padding_mask": inputs["padding_mask"]}

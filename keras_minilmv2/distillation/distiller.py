@@ -1,11 +1,11 @@
-"""The model that trains a student to have its teacher's relations."""
+"""Relation distillation (MiniLMv2) as a `keras.Model`."""
 
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.precision import cast_once, look_up_before_casting
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
 from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
-from keras_minilmv2.distillation.trainer import StudentTrainer, Untracked
+from keras_minilmv2.distillation.trainer import StudentTrainer
 
 
 class RelationDistiller(StudentTrainer):
@@ -25,7 +25,7 @@ class RelationDistiller(StudentTrainer):
 
     **What gets no gradient.** Above the projections of its last layer, the student's
     attention output, both norms and feed-forward of that layer, and the pooler of
-    BERT, ALBERT and ELECTRA, are not part of the loss. They stay as initialised until
+    BERT, ALBERT and ELECTRA, are not part of the loss. They stay as initialized until
     the student is fine-tuned, and weight decay does not touch them.
 
     Trains on TensorFlow and, with `KERAS_BACKEND=jax`, on JAX, where TensorFlow need
@@ -99,40 +99,42 @@ class RelationDistiller(StudentTrainer):
                 f"{relation_loss.name!r}, num_relation_heads={num_relation_heads}, "
                 f"relation_weights={relation_weights}."
             )
+        # A projection that no pair names would be computed, and its weights decayed.
+        projections = relation_loss.projections
+        teacher_outputs = qkv_model(cast_once(teacher), teacher_layer, projections)
+        look_up_before_casting(student)
+        student_outputs = qkv_model(student, len(block_calls(student)), projections)
+        # Wrong heads fail here, not in the first step.
+        num_heads = relation_loss.relation_heads(
+            teacher_outputs.output, student_outputs.output
+        )
+        _check_divides(num_heads, teacher, student)
         super().__init__(
             student,
+            student_outputs,
             relation_loss.pairs,
             min(teacher.max_sequence_length, student.max_sequence_length),
+            teacher_outputs,
             **kwargs,
         )
         self.teacher_layer = teacher_layer
         self.relation_loss = relation_loss
-        # A projection that no pair names would be computed, and its weights decayed.
-        projections = relation_loss.projections
-        self._teacher_qkv = Untracked(
-            qkv_model(cast_once(teacher), teacher_layer, projections)
-        )
-        look_up_before_casting(student)
-        self._student_qkv = Untracked(
-            qkv_model(student, len(block_calls(student)), projections)
-        )
-        # Wrong heads fail here, not in the first step.
-        num_heads = relation_loss.relation_heads(
-            self._teacher_qkv.model.output, self._student_qkv.model.output
-        )
-        _check_divides(num_heads, teacher, student)
-
-    @property
-    def distilled_variables(self):
-        """The student's trainable variables that the loss reaches."""
-        return self._student_qkv.model.trainable_variables
 
     def _targets(self, inputs, training):
-        vectors = self._teacher_qkv.model(inputs, training=False)
+        return self.targets_of(self._teacher_outputs(inputs), inputs)
+
+    @staticmethod
+    def targets_of(vectors, inputs):
+        """What the loss takes as `y_true`, from the teacher's projections.
+
+        Args:
+            vectors: dict of `"query"`, `"key"`, `"value"`, those that the loss reads.
+            inputs: dict of the student's inputs.
+        """
         return {**vectors, "padding_mask": inputs["padding_mask"]}
 
     def _sequence_losses(self, inputs, y_true, training):
-        y_pred = self._student_qkv.model(inputs, training=training)
+        y_pred = self._student_outputs(inputs, training)
         return self.relation_loss.sequence_losses(
             y_true, y_pred, static_shapes=self._needs_static_shapes
         )

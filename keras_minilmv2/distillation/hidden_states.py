@@ -1,4 +1,4 @@
-"""Distillation of hidden states, which relation distillation is compared with."""
+"""Distillation of hidden states, a baseline of relation distillation."""
 
 import keras
 from keras import ops
@@ -10,7 +10,7 @@ from keras_minilmv2.backbones.projections import (
     hidden_states_model,
 )
 from keras_minilmv2.backbones.students import check_same_family
-from keras_minilmv2.distillation.trainer import StudentTrainer, Untracked
+from keras_minilmv2.distillation.trainer import StudentTrainer
 
 
 class HiddenStateDistiller(StudentTrainer):
@@ -27,7 +27,7 @@ class HiddenStateDistiller(StudentTrainer):
     A baseline: it needs no equal number of heads either, but ties the student's
     layers to the teacher's, and its width through `W`.
 
-    Metrics: `loss` and `layer_0` to `layer_M`. Trains on TensorFlow.
+    Metrics: `loss` and `layer_0` to `layer_M`. Trains on TensorFlow and JAX.
 
     Args:
         teacher: a keras-nlp backbone.
@@ -54,21 +54,19 @@ class HiddenStateDistiller(StudentTrainer):
                 "`teacher_layer` must not be below the number of the student's layers. "
                 f"Received: teacher_layer={teacher_layer}, num_layers={depth}."
             )
-        self._layers_of_teacher = layer_map(depth, teacher_layer)
+        teacher_outputs = hidden_states_model(
+            cast_once(teacher), layer_map(depth, teacher_layer)
+        )
+        look_up_before_casting(student)
         super().__init__(
             student,
+            hidden_states_model(student, list(range(depth + 1))),
             [f"layer_{layer}" for layer in range(depth + 1)],
             min(teacher.max_sequence_length, student.max_sequence_length),
+            teacher_outputs,
             **kwargs,
         )
         self.teacher_layer = teacher_layer
-        self._teacher_states = Untracked(
-            hidden_states_model(cast_once(teacher), self._layers_of_teacher)
-        )
-        look_up_before_casting(student)
-        self._student_states = Untracked(
-            hidden_states_model(student, list(range(depth + 1)))
-        )
         self.projection = keras.layers.Dense(
             teacher.hidden_dim,
             kernel_initializer=keras.initializers.GlorotUniform(seed),
@@ -81,15 +79,15 @@ class HiddenStateDistiller(StudentTrainer):
     def distilled_variables(self):
         """The student's trainable variables below its last layer's end, and `W`."""
         return [
-            *self._student_states.model.trainable_variables,
+            *super().distilled_variables,
             *self.projection.trainable_variables,
         ]
 
     def _targets(self, inputs, training):
-        return self._teacher_states.model(inputs, training=False)
+        return self._teacher_outputs(inputs)
 
     def _sequence_losses(self, inputs, y_true, training):
-        states = self._student_states.model(inputs, training=training).values()
+        states = self._student_outputs(inputs, training).values()
         mask = ops.cast(ops.cast(inputs["padding_mask"], "bool"), "float32")
         share = mask / ops.maximum(ops.sum(mask, axis=-1, keepdims=True), 1.0)
         parts = {}
@@ -105,14 +103,14 @@ class HiddenStateDistiller(StudentTrainer):
 
 
 def layer_map(num_layers, teacher_layer):
-    """The teacher's layer for each of the student's, the embeddings first.
+    """The teacher's layer that each layer of the student is compared with.
 
     Args:
         num_layers: int, of the student.
         teacher_layer: int, that of the student's last layer.
 
     Returns:
-        list of int; 0 is the embeddings.
+        list of int, `num_layers + 1` of them; the first is 0, the embeddings.
     """
     return [
         round(layer * teacher_layer / num_layers) for layer in range(num_layers + 1)

@@ -1,4 +1,4 @@
-"""Steps of the distiller on JAX, within Keras' own trainer.
+"""Training and evaluation steps on JAX, within Keras' own trainer.
 
 On JAX a step is a pure function: it gets the values of all variables and returns the
 new ones. Keras' trainer compiles it, feeds it and puts the values back. Replaces
@@ -12,13 +12,15 @@ from collections.abc import Iterable, Sequence
 import jax
 import keras
 
+from keras_minilmv2.utils.datasets import without_autotune
+
 # As Keras' trainer calls the parts of the state of its two functions.
 _TEST_STATE = ("trainable_variables", "non_trainable_variables", "metrics_variables")
 _TRAIN_STATE = (*_TEST_STATE[:2], "optimizer_variables", _TEST_STATE[2])
 
 
 class JaxSteps:
-    """`train_step` and `test_step` of `RelationDistiller` on JAX."""
+    """`train_step` and `test_step` of a `StudentTrainer` on JAX."""
 
     _needs_static_shapes = True
 
@@ -49,7 +51,7 @@ class JaxSteps:
         """The loss on one batch, without dropout; as `train_step`, but no update."""
         variables, rest, metrics_variables = state
         teacher, inputs = data[0], self._tensors(data[1])
-        y_true = self._relations_of_teacher(teacher, inputs)
+        y_true, _ = self._stateless_targets(teacher, rest, inputs, training=False)
         with self._student_scope(variables, rest):
             losses = self._sequence_losses(inputs, y_true, training=False)
         logs, metrics_variables = self._updated_metrics(metrics_variables, losses)
@@ -93,15 +95,18 @@ class JaxSteps:
                 list(itertools.islice(validation_data, validation_steps))
             )
         return super().fit(
-            batches,
-            validation_data=validation_data,
+            without_autotune(batches),
+            validation_data=without_autotune(validation_data),
             validation_steps=validation_steps,
             **kwargs,
         )
 
     def evaluate(self, x=None, **kwargs):
         """Evaluates, as `keras.Model.evaluate` does; `x` as for `fit`."""
-        return super().evaluate(_readable(x), **kwargs)
+        return super().evaluate(without_autotune(_readable(x)), **kwargs)
+
+    def separate_seeds(self, restored=False):
+        """Nothing to do: on JAX a dropout mask is drawn once for the global batch."""
 
     def _jit_compile_by_default(self):
         return "auto"
@@ -114,7 +119,7 @@ class JaxSteps:
         """
 
         def function_beside_teacher(state, iterator):
-            values = [variable.value for variable in self._teacher_variables()]
+            values = [variable.value for variable in self.teacher_variables]
             try:
                 batches = list(itertools.islice(iterator, self.steps_per_execution))
                 return function(state, iter([(values, batch) for batch in batches]))
@@ -138,12 +143,15 @@ class JaxSteps:
         """The student's inputs; a step that is not compiled gets NumPy arrays."""
         return self._inputs(jax.tree.map(jax.numpy.asarray, batch))
 
-    def _teacher_variables(self):
-        return self._teacher_qkv.model.variables
+    def _stateless_targets(self, teacher, rest, inputs, training):
+        """The targets, and new values of the variables that are not trained.
 
-    def _relations_of_teacher(self, values, inputs):
-        with _scope(self._teacher_variables(), values):
-            return self._targets(inputs, training=False)
+        Random choices of the targets, such as masked tokens, advance a seed.
+        """
+        variables = self.non_trainable_variables
+        with _scope([*self.teacher_variables, *variables], [*teacher, *rest]) as scope:
+            y_true = self._targets(inputs, training=training)
+        return y_true, [scope.get_current_value(variable) for variable in variables]
 
     def _student_scope(self, variables, rest, optimizer_variables=()):
         return _scope(
@@ -165,7 +173,7 @@ class JaxSteps:
         steps = self.accumulation_steps
 
         def micro_gradients(rest, inputs):
-            y_true = self._relations_of_teacher(teacher, inputs)
+            y_true, rest = self._stateless_targets(teacher, rest, inputs, training=True)
 
             def loss_of(variables):
                 with self._student_scope(variables, rest, optimizer_variables) as scope:

@@ -1,21 +1,27 @@
-"""Relation losses as `keras.losses.Loss` classes over functions of tensors."""
+"""The relation losses of MiniLMv2 and MiniLM as `keras.losses.Loss` classes."""
 
 import math
 
 import keras
-from keras import ops
 
 from keras_minilmv2.distillation.blocked import blocked_relation_losses
 from keras_minilmv2.distillation.relations import (
     PROJECTION_OF_LETTER,
     relation_losses,
 )
+from keras_minilmv2.utils.checks import check_int
 
 DEFAULT_RELATION_WEIGHTS = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
 
 
 def check_relation_weights(relation_weights):
-    """Returns the weights as a dict of float, or says what is wrong with them.
+    """Checks the weights of the relations.
+
+    Args:
+        relation_weights: dict of float by pair of letters.
+
+    Returns:
+        dict of float.
 
     Raises:
         TypeError: if `relation_weights` is not a dict.
@@ -61,21 +67,16 @@ def check_relation_weights(relation_weights):
 
 
 class _PairLoss(keras.losses.Loss):
-    """Weighted sum of relation divergences; subclasses say of which heads."""
+    """Weighted sum of relation divergences; subclasses define `relation_heads`."""
 
     relation_weights: dict
 
     def __init__(self, blocked, block_size, name, reduction, **kwargs):
+        # The base class casts to its dtype, and `floatx` may be a half precision.
+        kwargs.setdefault("dtype", "float32")
         super().__init__(name=name, reduction=reduction, **kwargs)
-        if block_size is not None and (
-            isinstance(block_size, bool)
-            or not isinstance(block_size, int)
-            or block_size < 1
-        ):
-            raise ValueError(
-                "`block_size` must be a positive int. "
-                f"Received: block_size={block_size!r}."
-            )
+        if block_size is not None:
+            check_int(block_size=block_size)
         if block_size is not None and not blocked:
             raise ValueError(
                 "`block_size` must not be given without `blocked`. "
@@ -103,13 +104,13 @@ class _PairLoss(keras.losses.Loss):
         Args:
             y_true: as for calling the loss.
             y_pred: as for calling the loss.
-            static_shapes: bool. False where the shapes need not be known before the
-                values are, as XLA wants them: the blocked loss then skips padding.
+            static_shapes: bool. Whether shapes must not depend on values, as under
+                XLA. If not, the blocked loss skips padding.
 
         Returns:
             tuple of float32 `(batch,)`, nats, the weighted sum of the pairs; and of a
-            dict by pair of the same, not weighted. The gradient of the blocked loss
-            flows through the sum only.
+            dict by pair of the losses before weighting. The gradient of the blocked
+            loss flows through the sum only.
         """
         num_relation_heads = self.relation_heads(y_true, y_pred)
         weights = {pair: self.relation_weights[pair] for pair in self.pairs}
@@ -140,16 +141,10 @@ class _PairLoss(keras.losses.Loss):
             "block_size": self.block_size,
         }
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        # Without the base class's cast: a bfloat16 mask would round its counts.
+    def call(self, y_true, y_pred):
+        """The loss of each sequence, float32 `(batch,)`; the base class reduces it."""
         losses, _ = self.sequence_losses(y_true, y_pred)
-        if sample_weight is not None:
-            losses = losses * ops.cast(sample_weight, losses.dtype)
-        if self.reduction in (None, "none"):
-            return losses
-        if self.reduction == "sum":
-            return ops.sum(losses)
-        return ops.mean(losses)
+        return losses
 
 
 @keras.saving.register_keras_serializable(package="keras_minilmv2")
@@ -178,7 +173,9 @@ class RelationLoss(_PairLoss):
         block_size: int, relations of a pair (one head of one sequence each) that are
             held at a time. Defaults to what suits the device.
         name: str.
-        reduction: `"sum_over_batch_size"` (the mean over sequences), `"sum"` or None.
+        reduction: as for `keras.losses.Loss`, over sequences. None gives float32
+            `(batch,)`.
+        **kwargs: as for `keras.losses.Loss`.
 
     Call arguments:
         y_true: dict of teacher `"query"`, `"key"`, `"value"`, each
@@ -190,9 +187,14 @@ class RelationLoss(_PairLoss):
     Returns:
         float32 scalar, nats per token and relation head, summed over pairs.
 
+    A plain `keras.Model` whose outputs are a dict of the projections and
+    `"padding_mask"` trains with `compile(loss=[RelationLoss(...)])`. The list makes
+    Keras pass the whole dict to one loss.
+
     Raises:
-        ValueError: if `num_relation_heads` does not divide both `hidden_dim`s, or
-            a pair has a letter other than q, k, v.
+        ValueError: if `num_relation_heads` is below 1 or does not divide both
+            `hidden_dim`s, or a pair has a letter other than q, k, v.
+        TypeError: if `num_relation_heads` is not an int.
 
     Reference:
         [Wang et al., 2021](https://arxiv.org/abs/2012.15828), equations 5 to 8.
@@ -209,15 +211,7 @@ class RelationLoss(_PairLoss):
         **kwargs,
     ):
         super().__init__(blocked, block_size, name, reduction, **kwargs)
-        if (
-            isinstance(num_relation_heads, bool)
-            or not isinstance(num_relation_heads, int)
-            or num_relation_heads < 1
-        ):
-            raise ValueError(
-                "`num_relation_heads` must be a positive int. "
-                f"Received: num_relation_heads={num_relation_heads!r}."
-            )
+        check_int(num_relation_heads=num_relation_heads)
         if relation_weights is None:
             relation_weights = DEFAULT_RELATION_WEIGHTS
         self.num_relation_heads = num_relation_heads
@@ -250,7 +244,9 @@ class AttentionValueLoss(_PairLoss):
         blocked: as for `RelationLoss`.
         block_size: as for `RelationLoss`.
         name: str.
-        reduction: `"sum_over_batch_size"` (the mean over sequences), `"sum"` or None.
+        reduction: as for `keras.losses.Loss`, over sequences. None gives float32
+            `(batch,)`.
+        **kwargs: as for `keras.losses.Loss`.
 
     Call arguments:
         y_true: as for `RelationLoss`.

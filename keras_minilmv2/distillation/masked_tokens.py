@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_minilmv2.backbones.precision import look_up_before_casting
 from keras_minilmv2.backbones.projections import block_calls, hidden_states_model
-from keras_minilmv2.distillation.trainer import StudentTrainer, Untracked
+from keras_minilmv2.distillation.trainer import StudentTrainer
 
 MASK_SHARE = 0.15
 # Of the chosen tokens: replaced by the mask token, and by any token.
@@ -15,18 +15,18 @@ _TO_MASK, _TO_ANY = 0.8, 0.1
 
 
 class MaskedTokenTrainer(StudentTrainer):
-    """Trains a student to say which tokens were masked.
+    """Trains a student to predict masked tokens.
 
         L = -1 / |C| sum_{t in C} log p(x_t | x with C masked)
 
-    then the mean over sequences. C is 15% of a sequence's tokens, special ones left
-    out, drawn anew in every step: 80% of them become the mask token, 10% any token,
-    10% stay. The head over the student, `keras_hub.layers.MaskedLMHead` with the
-    student's token embedding, is trained along and is no part of the student.
+    then the mean over sequences. C is 15% of a sequence's tokens, without special ones,
+    drawn anew in every step: 80% of them become the mask token, 10% any token, 10%
+    stay. The head over the student, `keras_hub.layers.MaskedLMHead` with the student's
+    token embedding, is trained along and is no part of the student.
 
     A baseline: what the same student learns from the same text alone. `evaluate`
     masks the same tokens each time. Metrics: `loss`, in nats, and `accuracy`. Trains
-    on TensorFlow.
+    on TensorFlow and JAX.
 
     Args:
         student: a keras-nlp backbone. Trained in place.
@@ -49,7 +49,14 @@ class MaskedTokenTrainer(StudentTrainer):
                 "`tokenizer` must have a `mask_token_id` to mask tokens. "
                 f"Received: tokenizer of type {type(tokenizer).__name__}."
             )
-        super().__init__(student, ["accuracy"], student.max_sequence_length, **kwargs)
+        look_up_before_casting(student)
+        super().__init__(
+            student,
+            hidden_states_model(student, [len(block_calls(student))]),
+            ["accuracy"],
+            student.max_sequence_length,
+            **kwargs,
+        )
         self.whole_words = whole_words
         self._mask_token_id = tokenizer.mask_token_id
         self._vocabulary_size = tokenizer.vocabulary_size()
@@ -57,9 +64,6 @@ class MaskedTokenTrainer(StudentTrainer):
         special[list(special_token_ids(tokenizer))] = True
         self._special = special
         self._begins_word = begins_word(tokenizer) if whole_words else None
-        look_up_before_casting(student)
-        depth = len(block_calls(student))
-        self._student_states = Untracked(hidden_states_model(student, [depth]))
         self.head = keras_hub.layers.MaskedLMHead(
             token_embedding=student.token_embedding,
             intermediate_activation=keras.activations.gelu,
@@ -76,7 +80,7 @@ class MaskedTokenTrainer(StudentTrainer):
         unique = {
             id(variable): variable
             for variable in (
-                *self._student_states.model.trainable_variables,
+                *super().distilled_variables,
                 *self.head.trainable_variables,
             )
         }
@@ -132,7 +136,7 @@ class MaskedTokenTrainer(StudentTrainer):
 
     def _sequence_losses(self, inputs, y_true, training):
         inputs = {**inputs, "token_ids": y_true["token_ids"]}
-        (states,) = self._student_states.model(inputs, training=training).values()
+        (states,) = self._student_outputs(inputs, training).values()
         logits = ops.cast(self.head(states, y_true["positions"]), "float32")
         weights = y_true["weights"]
         share = weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1.0)
@@ -158,8 +162,8 @@ def special_token_ids(tokenizer):
 def begins_word(tokenizer):
     """Which ids begin a word, as a bool vector over the vocabulary.
 
-    WordPiece marks what goes on with `##`, byte-level BPE and SentencePiece what
-    begins after a space.
+    WordPiece marks a piece inside a word with `##`; byte-level BPE and SentencePiece
+    mark a piece that follows a space.
     """
     pieces = [
         tokenizer.id_to_token(token_id)

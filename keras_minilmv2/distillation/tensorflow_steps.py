@@ -1,4 +1,4 @@
-"""Steps of the distiller on TensorFlow: one device, several, or several workers.
+"""Training and evaluation steps on TensorFlow, under any `tf.distribute` strategy.
 
 Keras' own training function breaks under `tf.distribute` with several steps per
 execution, with XLA, with several workers and with gradient accumulation. This one is a
@@ -12,7 +12,12 @@ import keras
 import tensorflow as tf
 
 from keras_minilmv2.training.gradients import dense
+from keras_minilmv2.utils.datasets import without_autotune
 from keras_minilmv2.utils.devices import runs_on_accelerator
+
+# Keras draws seeds below 1e9 and takes them modulo 2**31 - 2.
+_SEED_DISTANCE = 1_000_000_007
+_NUM_SEEDS = 2**31 - 2
 
 
 class TensorFlowSteps:
@@ -20,6 +25,8 @@ class TensorFlowSteps:
 
     _compiled_gradients = None
     _compiled_update = None
+    # The first replica's random seeds, by variable, once the others have their own.
+    _first_seeds = None
 
     def train_step(self, data):
         """One update of the student, in one replica."""
@@ -28,6 +35,21 @@ class TensorFlowSteps:
         gradients, losses, pair_losses = compute(inputs)
         update = self._compiled_update or self._update
         update(gradients)
+        self._update_metrics(losses, pair_losses)
+        return self.get_metrics_result()
+
+    def train_on_targets(self, inputs, y_true):
+        """One update against targets that are given, in one replica.
+
+        Args:
+            inputs: dict of the student's inputs.
+            y_true: what `_targets` would return for them.
+
+        Returns:
+            dict of the metrics' results.
+        """
+        gradients, losses, pair_losses = self._student_gradients(inputs, y_true)
+        self._update(gradients)
         self._update_metrics(losses, pair_losses)
         return self.get_metrics_result()
 
@@ -105,17 +127,52 @@ class TensorFlowSteps:
 
         return step
 
-    def fit(self, x=None, *, steps_per_epoch=None, **kwargs):
+    def fit(self, x=None, *, steps_per_epoch=None, validation_data=None, **kwargs):
         """Trains, as `keras.Model.fit` does, on one device or many.
 
         A `tf.data.Dataset` holds global batches: every replica gets an equal share of
         each, with static shapes.
         """
         several = self.distribute_strategy.num_replicas_in_sync > 1
+        self.separate_seeds()
         if several and isinstance(x, tf.data.Dataset):
             steps_per_epoch = self._check_steps(x, steps_per_epoch)
             x = self._shared_out(x.repeat())
-        return super().fit(x, steps_per_epoch=steps_per_epoch, **kwargs)
+        return super().fit(
+            without_autotune(x),
+            steps_per_epoch=steps_per_epoch,
+            validation_data=without_autotune(validation_data),
+            **kwargs,
+        )
+
+    def evaluate(self, x=None, **kwargs):
+        """Evaluates, as `keras.Model.evaluate` does."""
+        return super().evaluate(without_autotune(x), **kwargs)
+
+    def separate_seeds(self, restored=False):
+        """Gives every replica random seeds of its own; the first one keeps its seeds.
+
+        Keras gives all replicas the same seeds, and so the same dropout masks.
+
+        Args:
+            restored: bool. Whether all replicas have got the seeds of a checkpoint.
+        """
+        strategy = self.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return
+        if restored or self._first_seeds is None:
+            self._first_seeds = {}
+        for variable in self.non_trainable_variables:
+            if not variable.path.endswith("seed_generator_state"):
+                continue
+            components = strategy.experimental_local_results(variable.value)
+            first = self._first_seeds.setdefault(id(variable), int(components[0][0]))
+            before = 0  # replicas of the workers before this one
+            if len(components) < strategy.num_replicas_in_sync:
+                before = strategy.cluster_resolver.task_id * len(components)
+            for replica, component in enumerate(components, before):
+                seed = (first + _SEED_DISTANCE * replica) % _NUM_SEEDS
+                component.assign([seed, component[1]])
 
     def _check_steps(self, dataset, steps_per_epoch):
         """Steps of an epoch: the replicas must not look for data that is not there."""
@@ -150,7 +207,7 @@ class TensorFlowSteps:
         def of_worker(context):
             share = size // context.num_input_pipelines
             begin = context.input_pipeline_id * share
-            part = dataset.map(
+            part = without_autotune(dataset).map(
                 lambda batch: tf.nest.map_structure(
                     lambda value: value[begin : begin + share], batch
                 )
@@ -193,7 +250,7 @@ class TensorFlowSteps:
             # A step must not stand inside a condition: replicas merge in it.
             def run_steps(iterator):
                 for _ in tf.range(self.steps_per_execution):
-                    # The teachers of ten would run ahead, and be held.
+                    # The default of 10 would keep ten teacher passes in memory.
                     tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                     one_step(next(iterator))
                 return self.steps_per_execution
@@ -203,7 +260,7 @@ class TensorFlowSteps:
             def run_steps(iterator):
                 done = 0
                 for _ in tf.range(self.steps_per_execution):
-                    # The teachers of ten would run ahead, and be held.
+                    # The default of 10 would keep ten teacher passes in memory.
                     tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                     data = iterator.get_next_as_optional()
                     if not data.has_value():
@@ -245,7 +302,7 @@ class TensorFlowSteps:
                 arrays[name] = arrays[name].write(i, value)
             return i + 1, gradients, arrays
 
-        # One at a time: the teachers of ten would run ahead, and be held.
+        # The default of 10 parallel iterations would keep ten teacher passes in memory.
         _, gradients, arrays = tf.while_loop(
             lambda i, *_: i < steps,
             body,
@@ -256,7 +313,9 @@ class TensorFlowSteps:
         return gradients, per_sequence.pop("loss"), per_sequence
 
     def _micro_gradients(self, inputs):
-        y_true = self._targets(inputs, training=True)
+        return self._student_gradients(inputs, self._targets(inputs, training=True))
+
+    def _student_gradients(self, inputs, y_true):
         with tf.GradientTape() as tape:
             losses, pair_losses = self._sequence_losses(inputs, y_true, training=True)
             # The mean over the global batch: micro-batches and replicas are summed.
@@ -275,18 +334,23 @@ class TensorFlowSteps:
         what one device does with the whole batch. Its own clipping leaves the share of
         the clipped sum alone.
         """
-        largest = _global_clipnorm(self.optimizer)
-        if largest is not None:
-            # Under mixed_float16 the gradients are scaled still.
-            largest = self.optimizer.scale_loss(tf.constant(largest))
+        optimizer = self.optimizer
+        # Under mixed_float16 the gradients are still scaled.
+        scale = optimizer.scale_loss(tf.constant(1.0))
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        if optimizer.clipnorm is not None:
+            largest = scale * optimizer.clipnorm
+            gradients = [tf.clip_by_norm(gradient, largest) for gradient in gradients]
+        elif optimizer.global_clipnorm is not None:
+            largest = scale * optimizer.global_clipnorm
             gradients, _ = tf.clip_by_global_norm(gradients, largest, norm)
+        elif optimizer.clipvalue is not None:
+            largest = scale * optimizer.clipvalue
+            gradients = [
+                tf.clip_by_value(gradient, -largest, largest) for gradient in gradients
+            ]
         return [gradient / num_replicas for gradient in gradients]
-
-
-def _global_clipnorm(optimizer):
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    return optimizer.global_clipnorm
 
 
 def _split(value, steps):

@@ -1,10 +1,11 @@
-"""What all models that train a student have in common: steps and metrics."""
+"""The base class of all models that train a student: steps, metrics, inputs."""
 
 import keras
 from keras import ops
 
 from keras_minilmv2.backbones.families import zero_segment_ids
 from keras_minilmv2.backbones.saving import save_student
+from keras_minilmv2.utils.checks import check_int
 
 # Each imports its framework, which may be the only one installed.
 if keras.backend.backend() == "tensorflow":
@@ -18,7 +19,7 @@ else:
     )
 
 
-class Untracked:
+class _Untracked:
     """Holds a model that must not become part of the trainer's weights."""
 
     def __init__(self, model):
@@ -26,27 +27,43 @@ class Untracked:
 
 
 class StudentTrainer(Steps, keras.Model):
-    """Trains a student in place; subclasses say what its loss is.
+    """Trains a student in place; subclasses define the loss.
 
-    A subclass has `distilled_variables`, what its loss reaches; `_targets`, what is
-    computed outside the gradient tape; and `_sequence_losses`.
+    A subclass implements `_targets`, which is computed outside the gradient tape, and
+    `_sequence_losses`. Both may read the teacher's and the student's outputs by
+    `_teacher_outputs` and `_student_outputs`, and draw from a `SeedGenerator` that is
+    an attribute. The trainer runs on TensorFlow and JAX alike.
 
     Args:
         student: a keras-nlp backbone.
+        student_outputs: `keras.Model` from the student's inputs to what the loss reads.
         parts: names of the parts of the loss, which become metrics.
         max_sequence_length: int. Longer inputs are refused.
+        teacher_outputs: `keras.Model` from the same inputs to what `_targets` reads, or
+            None without a teacher.
         **kwargs: as for `keras.Model`.
     """
 
-    def __init__(self, student, parts, max_sequence_length, **kwargs):
+    def __init__(
+        self,
+        student,
+        student_outputs,
+        parts,
+        max_sequence_length,
+        teacher_outputs=None,
+        **kwargs,
+    ):
         kwargs.setdefault("dtype", student.dtype_policy)
         super().__init__(**kwargs)
         self.student = student
+        # The student's variables are the trainer's already, by its first attribute.
+        self._student_part = _Untracked(student_outputs)
+        self._teacher_part = _Untracked(teacher_outputs)
         self._max_sequence_length = max_sequence_length
         self._trackers = {
             name: keras.metrics.Mean(name=name) for name in ("loss", *parts)
         }
-        # Not among `metrics`: they say nothing in `evaluate`.
+        # Not among `metrics`: `evaluate` has no gradients.
         self._gradient_norm = keras.metrics.Mean(name="gradient_norm")
         self._skipped_steps = keras.metrics.Sum(name="skipped_steps")
         self.accumulation_steps = 1
@@ -70,9 +87,9 @@ class StudentTrainer(Steps, keras.Model):
 
     @property
     def skipped_steps(self):
-        """Updates left out so far because float16 gradients were not finite.
+        """Updates skipped so far because float16 gradients were not finite.
 
-        None if the optimizer does not scale the loss, when none is left out.
+        None if the optimizer does not scale the loss and so skips none.
         """
         if not self._scales_loss:
             return None
@@ -81,14 +98,26 @@ class StudentTrainer(Steps, keras.Model):
     @property
     def distilled_variables(self):
         """The trainable variables that the loss reaches."""
-        raise NotImplementedError
+        return self._student_part.model.trainable_variables
+
+    @property
+    def teacher_variables(self):
+        """The teacher's variables that `_targets` reads; none without a teacher."""
+        model = self._teacher_part.model
+        return [] if model is None else model.variables
+
+    def _student_outputs(self, inputs, training):
+        return self._student_part.model(inputs, training=training)
+
+    def _teacher_outputs(self, inputs):
+        return self._teacher_part.model(inputs, training=False)
 
     def _targets(self, inputs, training):
-        """What the student is compared with, outside the gradient tape.
+        """What the student is compared with, computed outside the gradient tape.
 
         Args:
             inputs: dict of the student's inputs.
-            training: bool.
+            training: bool. Whether random choices are drawn anew.
         """
         raise NotImplementedError
 
@@ -141,14 +170,11 @@ class StudentTrainer(Steps, keras.Model):
             **kwargs: as for `keras.Model.compile`, without `loss` and `metrics`.
 
         Raises:
-            ValueError: if `loss`, `metrics` or `loss_weights` is passed, or
-                `accumulation_steps` is not a positive int.
+            TypeError: if `accumulation_steps` is not an int.
+            ValueError: if it is below 1, or `loss`, `metrics` or `loss_weights` is
+                passed.
         """
-        if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
-            raise ValueError(
-                "`accumulation_steps` must be a positive int. "
-                f"Received: accumulation_steps={accumulation_steps!r}."
-            )
+        check_int(accumulation_steps=accumulation_steps)
         self.accumulation_steps = accumulation_steps
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:
@@ -164,7 +190,7 @@ class StudentTrainer(Steps, keras.Model):
             self.optimizer.build(self.distilled_variables)
 
     def reset_metrics(self):
-        """Resets the metrics and the gradient norm; skipped steps are counted on."""
+        """Resets the metrics and the gradient norm, but not the skipped steps."""
         super().reset_metrics()
         self._gradient_norm.reset_state()
 
@@ -178,8 +204,7 @@ class StudentTrainer(Steps, keras.Model):
         Args:
             filepath: str or path. A directory.
             overwrite: bool. Whether an existing directory is replaced.
-            **kwargs: ignored; here for callbacks that pass options of
-                `keras.Model.save`.
+            **kwargs: ignored. Callbacks pass options of `keras.Model.save`.
         """
         save_student(self.student, None, filepath, overwrite=overwrite)
 
@@ -190,13 +215,13 @@ class StudentTrainer(Steps, keras.Model):
     def _update_metrics(self, losses, pair_losses):
         for name, values in {"loss": losses, **pair_losses}.items():
             if self._scales_loss:
-                # float16 overflows now and then; the update is left out then.
+                # float16 overflows now and then; the update is then skipped.
                 self._update_if_finite(self._trackers[name], values)
             else:
                 self._trackers[name].update_state(values)
 
     def _update_gradient_metrics(self, gradients, num_replicas=1):
-        """Adds the global norm of what the optimizer is given, and returns it."""
+        """Updates the metrics of the gradients; returns their global norm."""
         norm = _global_norm(gradients)
         if not self._scales_loss:
             self._gradient_norm.update_state(norm)
@@ -220,7 +245,7 @@ class StudentTrainer(Steps, keras.Model):
         )
 
     def _inputs(self, data):
-        """The student's inputs out of what a dataset yields; labels are ignored."""
+        """The student's inputs from what a dataset yields; labels are ignored."""
         inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if not isinstance(inputs, dict):
             raise TypeError(
@@ -237,7 +262,7 @@ class StudentTrainer(Steps, keras.Model):
         length = inputs["token_ids"].shape[1]
         if length is not None and length > self._max_sequence_length:
             raise ValueError(
-                "`sequence_length` must not be beyond the position table. Received: "
+                "`sequence_length` must not exceed the position table. Received: "
                 f"sequence_length={length}, max_sequence_length="
                 f"{self._max_sequence_length}."
             )

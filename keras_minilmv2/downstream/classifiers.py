@@ -103,7 +103,7 @@ CLASSIFIERS = {
 
 
 def text_preprocessor(backbone, tokenizer, sequence_length):
-    """What tokenizes and packs texts for a classifier.
+    """Builds the preprocessor that tokenizes and packs texts for a classifier.
 
     Args:
         backbone: a keras-nlp backbone.
@@ -146,9 +146,9 @@ def text_classifier(backbone, num_outputs, seed, dtype=None):
     """Puts a new classification head on a copy of an encoder.
 
     Args:
-        backbone: a keras-nlp backbone. It is left as it is.
+        backbone: a keras-nlp backbone. It is not changed.
         num_outputs: int. Classes, or 1 for regression.
-        seed: int. The head's weights and all dropouts depend on it alone.
+        seed: int. The head's weights and all dropout depend on it alone.
         dtype: dtype policy. Defaults to the backbone's.
 
     Returns:

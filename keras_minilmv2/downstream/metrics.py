@@ -4,8 +4,6 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from keras_minilmv2.downstream.tasks import get_task
-
 
 def f1(labels, predictions):
     """F1 of class 1, of two classes; 0 where neither has that class."""
@@ -31,14 +29,11 @@ METRICS = {
 }
 
 
-def task_metrics(task, labels, predictions, languages=None):
-    """The metrics of a task.
+def scores(metrics, labels, predictions, languages=None):
+    """Some metrics of predictions.
 
     Args:
-        task: `Task` or its name. The first of its `metrics` is the one that
-            settings are chosen by: Matthews correlation for CoLA, Spearman correlation
-            for STS-B (as in the paper's test table; its dev table has Pearson's),
-            accuracy for the others.
+        metrics: names in `METRICS`.
         labels: `(examples,)`, int class or float score.
         predictions: `(examples,)`, int class or float score.
         languages: sequence of str `(examples,)`, or None.
@@ -51,7 +46,6 @@ def task_metrics(task, labels, predictions, languages=None):
         ValueError: if there are no labels, not as many predictions, or a prediction
             is not finite.
     """
-    task = get_task(task)
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if not labels.size or labels.shape != predictions.shape:
         raise ValueError(
@@ -65,28 +59,21 @@ def task_metrics(task, labels, predictions, languages=None):
             f"{np.sum(~np.isfinite(predictions))} of {predictions.size} that are not."
         )
     if languages is None:
-        return {
-            name: float(METRICS[name](labels, predictions)) for name in task.metrics
-        }
+        return {name: float(METRICS[name](labels, predictions)) for name in metrics}
     languages = np.asarray(languages)
     by_language = {
-        language: task_metrics(
-            task, labels[languages == language], predictions[languages == language]
+        language: scores(
+            metrics, labels[languages == language], predictions[languages == language]
         )
         for language in np.unique(languages)
     }
     result = {
         name: float(np.mean([values[name] for values in by_language.values()]))
-        for name in task.metrics
+        for name in metrics
     }
     for language, values in by_language.items():
         result.update({f"{name}_{language}": v for name, v in values.items()})
     return result
-
-
-def main_metric(task):
-    """Name of the metric that the paper reports for a task."""
-    return get_task(task).metrics[0]
 
 
 def _correlation(function, labels, predictions):

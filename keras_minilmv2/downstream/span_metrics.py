@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-# What counts as an article, by language; SQuAD is in English.
+# Articles by language; SQuAD is in English.
 _ARTICLES = {
     "ar": "ال",  # Within words too, as MLQA's own script has it.
     "de": r"\b(?:ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
@@ -24,7 +24,7 @@ _CHINESE = re.compile("([\u4e00-\u9fa5])")
 
 
 def normalize_answer(text, language=None):
-    """Reduces an answer to what is compared.
+    """Normalizes an answer for comparison.
 
     Lower case, without punctuation and articles, single spaces between words. For
     MLQA, punctuation is that of Unicode, articles are those of the language, and in
@@ -102,7 +102,7 @@ def squad_metrics(predictions, answers):
         answers: dict by question id of sequences of str.
 
     Returns:
-        dict of float, in percent: `"exact_match"` and `"f1"`.
+        dict of float, shares from 0 to 1: `"exact_match"` and `"f1"`.
 
     Raises:
         ValueError: if there is no question, or one has no prediction.
@@ -119,7 +119,7 @@ def mlqa_metrics(predictions, answers, language):
         language: str. The language of the contexts, and so of the answers.
 
     Returns:
-        dict of float, in percent: `"exact_match"` and `"f1"`.
+        dict of float, shares from 0 to 1: `"exact_match"` and `"f1"`.
 
     Raises:
         ValueError: if there is no question, one has no prediction, or `language` is
@@ -147,10 +147,11 @@ def squad_v2_metrics(predictions, answers, null_odds=None, null_threshold=1.0):
         null_threshold: float. A prediction whose odds are above it counts as `""`.
 
     Returns:
-        dict of float, in percent: `"exact"` and `"f1"`, with the number `"total"`; the
-        same with the prefixes `HasAns_` and `NoAns_` where there are such questions;
-        with `null_odds`, `"best_exact"` and `"best_f1"`, and for each, with the suffix
-        `_thresh`, the threshold, which is no percentage.
+        dict of float, shares from 0 to 1: `"exact"` and `"f1"`, with the number
+        `"total"`; the same with the prefixes `HasAns_` and `NoAns_` where there are
+        such questions; with `null_odds`, `"best_exact"` and `"best_f1"`, and for each,
+        with the suffix
+        `_thresh`, the threshold, which is no share.
 
     Raises:
         ValueError: if there is no question, or one has no prediction or no odds.
@@ -195,13 +196,12 @@ def _best_threshold(scores, odds, has_answer, is_empty):
     totals = np.sum(~has_answer) + np.append(0.0, np.cumsum(gains))
     best = int(np.argmax(totals))
     threshold = float(odds[order[best - 1]]) if best else 0.0
-    return 100.0 * float(totals[best]) / len(scores), threshold
+    return float(totals[best]) / len(scores), threshold
 
 
 def _means(scores, chosen, prefix=""):
     means = {
-        prefix + name: 100.0 * float(np.mean(values[chosen]))
-        for name, values in scores.items()
+        prefix + name: float(np.mean(values[chosen])) for name, values in scores.items()
     }
     return {**means, f"{prefix}total": int(np.sum(chosen))}
 
@@ -216,8 +216,8 @@ def _mean_scores(predictions, answers, language):
     matches = _scores(exact_match, predictions, answers, language=language)
     f1 = _scores(token_f1, predictions, answers, language=language, both_empty=0.0)
     return {
-        "exact_match": 100.0 * float(np.mean(matches)),
-        "f1": 100.0 * float(np.mean(f1)),
+        "exact_match": float(np.mean(matches)),
+        "f1": float(np.mean(f1)),
     }
 
 

@@ -1,41 +1,24 @@
-"""An encoder that points at answers: the model, its training, what it is worth."""
+"""An encoder that points at the answer in a context: the model, saved and loaded."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from keras_minilmv2.backbones.families import (
-    check_tokenizer,
-    family_of,
-    zero_segment_ids,
-)
+from keras_minilmv2.backbones.families import family_of, zero_segment_ids
+from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-from keras_minilmv2.downstream.question_answering import (
-    best_answers,
-    check_positive,
-    span_dataset,
-    span_features,
-)
-from keras_minilmv2.downstream.span_metrics import (
-    mlqa_metrics,
-    squad_metrics,
-    squad_v2_metrics,
-)
-from keras_minilmv2.training.gradients import dense
+from keras_minilmv2.downstream.batches import MASKED
+from keras_minilmv2.training.supervised import loss_and_gradients
 from keras_minilmv2.utils.devices import runs_on_accelerator
 from keras_minilmv2.utils.files import replacing_directory
 
-_CONFIG_FILE = "span_model.json"
+CONFIG_FILE = "span_model.json"
 _HEAD_FILE = "span_head.safetensors"
-# Not -inf: the gradient of a cross-entropy would be nan.
-_MASKED = -1e9
 
 
 @keras.saving.register_keras_serializable(package="keras_minilmv2")
@@ -53,13 +36,13 @@ class SpanModel(keras.Model):
 
     Args:
         backbone: a keras-nlp backbone of one of the six families. Trained in place.
-        mask_question: bool. Whether the tokens of the question are out of the two
-            softmaxes. The original BERT code has them in.
+        mask_question: bool. Whether the two softmaxes exclude the tokens of the
+            question. The original BERT code includes them.
         **kwargs: as for `keras.Model`.
 
     Call arguments:
         inputs: dict of int32 `(batch, length)`, as `SpanFeatures.inputs` gives them:
-            `"token_ids"`, `"padding_mask"`, `"segment_ids"` (0 where left out) and,
+            `"token_ids"`, `"padding_mask"`, `"segment_ids"` (0 by default) and,
             with `mask_question`, `"answer_mask"`. Others are ignored.
 
     Returns:
@@ -92,16 +75,33 @@ class SpanModel(keras.Model):
 
     def call(self, inputs, training=False):
         """Start and end logits."""
-        encoder_inputs = zero_segment_ids(self.backbone, inputs)
-        outputs = self.backbone(
-            {name: encoder_inputs[name] for name in self.backbone.input},
-            training=training,
+        return self._logits(self.backbone, inputs, training)
+
+    def with_flat_blocks(self):
+        """Builds a functional model of the same weights, fast to train.
+
+        Returns:
+            `keras.Model` of the inputs and outputs of this one; see
+            `keras_minilmv2.backbones.flat_blocks`.
+        """
+        # All that `SpanFeatures.inputs` gives, needed or not.
+        names = ("token_ids", "padding_mask", "segment_ids", "answer_mask")
+        inputs = {n: keras.Input((None,), dtype="int32", name=n) for n in names}
+        return keras.Model(
+            inputs, self._logits(with_flat_blocks(self.backbone), inputs)
+        )
+
+    def _logits(self, encoder, inputs, training=None):
+        encoder_inputs = zero_segment_ids(encoder, inputs)
+        outputs = encoder(
+            {name: encoder_inputs[name] for name in encoder.input}, training=training
         )
         if isinstance(outputs, dict):
             outputs = outputs["sequence_output"]
         logits = self.span_head(outputs)  # (batch, length, 2)
         mask = inputs["answer_mask" if self.mask_question else "padding_mask"]
-        logits = ops.where(ops.expand_dims(mask, -1) != 0, logits, _MASKED)
+        # Not -inf: the gradient of a cross-entropy would be nan.
+        logits = ops.where(ops.expand_dims(mask, -1) != 0, logits, MASKED)
         return {"start_logits": logits[..., 0], "end_logits": logits[..., 1]}
 
     def compute_loss(
@@ -119,12 +119,7 @@ class SpanModel(keras.Model):
         Returns:
             float32 scalar, divided by the number of replicas as every Keras loss.
         """
-        cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        start = cross_entropy(
-            y["start_positions"], y_pred["start_logits"], sample_weight
-        )
-        end = cross_entropy(y["end_positions"], y_pred["end_logits"], sample_weight)
-        return (start + end) / 2
+        return span_loss(y, y_pred, sample_weight)
 
     def compile(self, optimizer="rmsprop", jit_compile="auto", **kwargs):
         """Sets the optimizer.
@@ -154,17 +149,12 @@ class SpanModel(keras.Model):
 
     def train_step(self, data):
         """One update."""
-        with tf.GradientTape() as tape:
-            loss = self._tracked_loss(data, training=True)
-            loss = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        gradients = tape.gradient(loss, variables)
-        reached = [
-            (dense(gradient, variable), variable)
-            for gradient, variable in zip(gradients, variables, strict=True)
-            if gradient is not None
-        ]
-        self.optimizer.apply(*zip(*reached, strict=True))
+        _, gradients, variables = loss_and_gradients(
+            lambda: self._tracked_loss(data, training=True),
+            self.trainable_variables,
+            self.optimizer,
+        )
+        self.optimizer.apply(gradients, variables)
         return self.get_metrics_result()
 
     def test_step(self, data):
@@ -197,6 +187,27 @@ class SpanModel(keras.Model):
         return cls(**{**config, "backbone": backbone})
 
 
+def span_loss(targets, outputs, sample_weight=None):
+    """Mean of the cross-entropies of start and end, in nats.
+
+    Args:
+        targets: dict of int32 `(batch,)`: `"start_positions"`, `"end_positions"`.
+        outputs: dict of logits `(batch, length)`: `"start_logits"`, `"end_logits"`.
+        sample_weight: float `(batch,)` or None.
+
+    Returns:
+        float32 scalar, divided by the number of replicas as every Keras loss.
+    """
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    start, end = (
+        cross_entropy(
+            targets[f"{side}_positions"], outputs[f"{side}_logits"], sample_weight
+        )
+        for side in ("start", "end")
+    )
+    return (start + end) / 2
+
+
 def save_span_model(model, tokenizer, path, overwrite=True):
     """Saves a model as a directory that `load_span_model` reads.
 
@@ -227,12 +238,7 @@ def save_span_model(model, tokenizer, path, overwrite=True):
         tokenizer.save_to_preset(str(fresh))
         save_file(head, fresh / _HEAD_FILE)
         config = json.dumps({"mask_question": model.mask_question}, indent=2)
-        (fresh / _CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-
-
-def is_span_model(path):
-    """Whether a path is of a directory that `save_span_model` wrote."""
-    return (Path(path) / _CONFIG_FILE).is_file()
+        (fresh / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
 
 
 def load_span_model(path, dtype=None):
@@ -250,14 +256,14 @@ def load_span_model(path, dtype=None):
             does not fit the encoder.
     """
     path = Path(path)
-    for name in (_CONFIG_FILE, _HEAD_FILE):
+    for name in (CONFIG_FILE, _HEAD_FILE):
         if not (path / name).is_file():
             raise _model_error(path, f"it has no {name}")
     try:
-        config = json.loads((path / _CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
         mask_question = config["mask_question"]
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{_CONFIG_FILE} is not one of a SpanModel"
+        reason = f"{CONFIG_FILE} is not one of a SpanModel"
         raise _model_error(path, reason) from error
     try:
         head = load_file(path / _HEAD_FILE)
@@ -271,282 +277,6 @@ def load_span_model(path, dtype=None):
     for name, variable in variables.items():
         variable.assign(head[name])
     return model, load_tokenizer(path)
-
-
-def fine_tune_spans(
-    model,
-    tokenizer,
-    train_examples,
-    *,
-    optimizer,
-    batch_size=32,
-    num_epochs=2,
-    sequence_length=384,
-    doc_stride=128,
-    max_question_length=64,
-    seed=0,
-    callbacks=None,
-    verbose="auto",
-):
-    """Trains a model to find answers.
-
-    Args:
-        model: `SpanModel`. Trained in place.
-        tokenizer: keras-nlp tokenizer of its encoder.
-        train_examples: list of `SpanExample`.
-        optimizer: a Keras optimizer, or a function of the number of updates that makes
-            one: `lambda steps: keras_minilmv2.adamw(3e-5, steps // 10, steps)`.
-        batch_size: int. Windows of a batch.
-        num_epochs: int.
-        sequence_length: int. As for `span_features`, like the next two.
-        doc_stride: int.
-        max_question_length: int.
-        seed: int. Order of the windows. Dropout and the head's first weights follow
-            `keras.utils.set_random_seed`.
-        callbacks: list of Keras callbacks.
-        verbose: as for `keras.Model.fit`.
-
-    Returns:
-        `keras.callbacks.History`.
-
-    Raises:
-        ValueError: if a size is not positive, the sizes do not fit the encoder or each
-            other, the tokenizer does not fit the encoder, or there is nothing to train
-            on.
-        TypeError: if `optimizer` is neither an optimizer nor a function.
-    """
-    if not (isinstance(optimizer, keras.optimizers.Optimizer) or callable(optimizer)):
-        raise TypeError(
-            "`optimizer` must be a Keras optimizer or a function that makes one. "
-            f"Received: optimizer={optimizer!r}."
-        )
-    features = model_features(
-        model.backbone,
-        tokenizer,
-        train_examples,
-        sequence_length=sequence_length,
-        doc_stride=doc_stride,
-        max_question_length=max_question_length,
-    )
-    return fit_spans(
-        model,
-        features,
-        optimizer=optimizer,
-        batch_size=batch_size,
-        num_epochs=num_epochs,
-        seed=seed,
-        callbacks=callbacks,
-        verbose=verbose,
-    )
-
-
-def fit_spans(
-    model,
-    features,
-    *,
-    optimizer,
-    batch_size,
-    num_epochs,
-    seed,
-    callbacks=None,
-    verbose="auto",
-):
-    """Trains a model on windows that are cut already; see `fine_tune_spans`.
-
-    Args:
-        model: `SpanModel`. Trained in place.
-        features: `SpanFeatures`.
-        optimizer: as for `fine_tune_spans`, and so are the others.
-        batch_size: int.
-        num_epochs: int.
-        seed: int.
-        callbacks: list of Keras callbacks.
-        verbose: as for `keras.Model.fit`.
-
-    Returns:
-        `keras.callbacks.History`.
-    """
-    dataset = span_dataset(features, batch_size, num_epochs=num_epochs, seed=seed)
-    total_steps = int(dataset.cardinality())
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        optimizer = optimizer(total_steps)
-    model.compile(optimizer)
-    return model.fit(
-        dataset,
-        epochs=num_epochs,
-        steps_per_epoch=total_steps // num_epochs,
-        callbacks=callbacks,
-        verbose=verbose,
-        shuffle=False,  # The dataset does it.
-    )
-
-
-class NotFiniteError(ValueError):
-    """A model's logits are not finite."""
-
-
-@dataclass(frozen=True)
-class SpanEvaluation:
-    """What `evaluate_spans` finds.
-
-    Args:
-        predictions: dict of str by question id, the official format.
-        answers: dict of str by question id. The best answers that are not empty: what
-            the thresholds of SQuAD 2.0 are sought among, with `null_odds`.
-        nbest: dict of lists of dicts by question id, as in `SpanAnswers`.
-        null_odds: dict of float by question id, as in `SpanAnswers`.
-        metrics: dict of float, those of `squad_metrics`, `squad_v2_metrics` or
-            `mlqa_metrics`.
-    """
-
-    predictions: dict
-    answers: dict
-    nbest: dict
-    null_odds: dict
-    metrics: dict
-
-
-def evaluate_spans(
-    model,
-    tokenizer,
-    examples,
-    *,
-    language=None,
-    no_answer=None,
-    null_threshold=0.0,
-    n_best=20,
-    max_answer_length=30,
-    batch_size=32,
-    sequence_length=384,
-    doc_stride=128,
-    max_question_length=64,
-):
-    """Answers questions and scores the answers, on one device.
-
-    Args:
-        model: `SpanModel`.
-        tokenizer: keras-nlp tokenizer of its encoder.
-        examples: list of `SpanExample`.
-        language: str. Language of the contexts, for MLQA's scores; None for SQuAD's.
-        no_answer: bool. Whether no answer is one, as in SQuAD 2.0. None takes it to be
-            so if an example has no answer.
-        null_threshold: float. With `no_answer`, a question whose `null_odds` are above
-            it is not answered.
-        n_best: int. As for `best_answers`.
-        max_answer_length: int. As for `best_answers`.
-        batch_size: int. Windows of a batch.
-        sequence_length: int. As for `span_features`, like the next two.
-        doc_stride: int.
-        max_question_length: int.
-
-    Returns:
-        `SpanEvaluation`. With `no_answer`, the best thresholds in its metrics are
-        sought among the best answers that are not empty.
-
-    Raises:
-        ValueError: if there is no example, two have the same id, a size is not
-            positive, the sizes do not fit the encoder or each other, or `language` is
-            not one of MLQA's or is given with `no_answer`.
-        NotFiniteError: if the model's logits are not finite.
-    """
-    check_positive(batch_size=batch_size)
-    golds = {example.id: example.answers for example in examples}
-    if len(golds) != len(examples) or not golds:
-        raise ValueError(
-            "`examples` must have one example or more, each with an id of its own. "
-            f"Received: {len(examples)} examples with {len(golds)} ids."
-        )
-    if no_answer is None:
-        no_answer = not all(golds.values())
-    if no_answer and language is not None:
-        raise ValueError(
-            "`language` must be None where there are questions without an answer. "
-            f"Received: language={language!r}."
-        )
-    features = model_features(
-        model.backbone,
-        tokenizer,
-        examples,
-        sequence_length=sequence_length,
-        doc_stride=doc_stride,
-        max_question_length=max_question_length,
-    )
-    answers = best_answers(
-        features,
-        **_logits(model, features, batch_size),
-        n_best=n_best,
-        max_answer_length=max_answer_length,
-        no_answer=no_answer,
-    )
-    predictions = answers.texts
-    if no_answer:
-        metrics = squad_v2_metrics(
-            answers.texts, golds, answers.null_odds, null_threshold
-        )
-        predictions = {
-            key: "" if answers.null_odds[key] > null_threshold else text
-            for key, text in answers.texts.items()
-        }
-    elif language is not None:
-        metrics = mlqa_metrics(predictions, golds, language)
-    else:
-        metrics = squad_metrics(predictions, golds)
-    return SpanEvaluation(
-        predictions, answers.texts, answers.nbest, answers.null_odds, metrics
-    )
-
-
-def model_features(backbone, tokenizer, examples, *, sequence_length, **sizes):
-    """Windows that an encoder can read.
-
-    Args:
-        backbone: a keras-nlp backbone.
-        tokenizer: its keras-nlp tokenizer.
-        examples: list of `SpanExample`.
-        sequence_length: int, as for `span_features`.
-        **sizes: int, `doc_stride` and `max_question_length`.
-
-    Returns:
-        `SpanFeatures`.
-
-    Raises:
-        ValueError: if the encoder has too few positions or token embeddings, or the
-            sizes do not fit each other.
-    """
-    check_tokenizer(backbone, tokenizer)
-    if sequence_length > backbone.max_sequence_length:
-        raise ValueError(
-            "`sequence_length` must not be above the backbone's `max_sequence_length`. "
-            f"Received: sequence_length={sequence_length}, "
-            f"max_sequence_length={backbone.max_sequence_length}."
-        )
-    return span_features(tokenizer, examples, sequence_length=sequence_length, **sizes)
-
-
-def _logits(model, features, batch_size):
-    """Logits of all windows, from batches that are no longer than they need be."""
-    shape = features.token_ids.shape
-    logits = {
-        name: np.full(shape, _MASKED, "float32")
-        for name in ("start_logits", "end_logits")
-    }
-    # One graph for all lengths.
-    names = features.inputs(np.arange(0))
-    spec = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
-    predict = tf.function(
-        lambda inputs: model(inputs, training=False),
-        input_signature=[spec],
-        jit_compile=model.jit_compile,
-    )
-    order = np.argsort(features.num_tokens, kind="stable")
-    for begin in range(0, len(order), batch_size):
-        rows = order[begin : begin + batch_size]
-        length = features.padded_lengths(rows[-1:])[0]
-        for name, values in predict(features.inputs(rows, length)).items():
-            logits[name][rows, :length] = values.numpy()
-    if not all(np.isfinite(values).all() for values in logits.values()):
-        raise NotFiniteError("`model` must have finite weights and logits.")
-    return logits
 
 
 def _model_error(path, reason):

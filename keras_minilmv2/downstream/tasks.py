@@ -1,66 +1,44 @@
-"""Downstream tasks: GLUE and XNLI, from TFDS or from their published files."""
+"""The contract of a downstream task: all that fine-tuning and evaluation ask of it."""
 
-import re
-from collections.abc import Mapping
+import abc
+import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
+from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
+from keras_minilmv2.downstream.batches import predict
+from keras_minilmv2.utils.tables import markdown_table, percent
 
-from keras_minilmv2.utils.files import replacing_file
-
-XNLI_LANGUAGES = (
-    *("ar", "bg", "de", "el", "en", "es", "fr", "hi"),
-    *("ru", "sw", "th", "tr", "ur", "vi", "zh"),
-)
-
-
-@dataclass(frozen=True)
-class Split:
-    """One part of a task's data.
-
-    Args:
-        file: str. Its path in the published layout.
-        tfds_name: str. The TFDS dataset it is in.
-        tfds_split: str. Its name there.
-        submission: str. Name of a file of predictions for it.
-        has_labels: bool. GLUE keeps the labels of its test sets.
-        by_language: bool. Whether it is in `task.languages`, which files say in a
-            column `language`, or in one language.
-        columns: tuple of str, or None. The columns of a file without a header.
-    """
-
-    file: str
-    tfds_name: str
-    tfds_split: str
-    submission: str
-    has_labels: bool = True
-    by_language: bool = False
-    columns: tuple | None = None
+# Rows of a batch that is not trained on.
+_EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A classification or regression task on texts or pairs of texts.
+class Task(abc.ABC):
+    """A downstream task: its data, its model, its scores and its settings.
+
+    A subclass is a kind of task, a record of it one task. `fine_tune`,
+    `evaluate_model` and `load_saved` need nothing but what is here.
+
+    `load` reads examples and `features` turns them into the arrays of a model.
+    `model` builds that model around an encoder and `loss` is what it is trained by.
+    `decide` turns its outputs into predictions, `score` compares these with the
+    answers, `write` writes them in the task's official format, and `table` shows
+    scores.
+
+    Examples are an object with a length, a method `sample(number)` (some of them, the
+    same each time) and a str or None, `skipped` (what training skips) and `remark`
+    (what a reader of the scores must know).
 
     Args:
-        name: str.
+        name: str. The name on the command line.
         title: str. The name that papers use.
-        metrics: tuple of str. Names in `metrics.METRICS`; the papers' comes first.
-        splits: dict of `Split` by name.
+        splits: names of the parts of the data. Those that begin with "dev" are scored
+            after fine-tuning.
+        metrics: tuple of str. The main one, which settings are chosen by, comes first.
         dev_split: str. The split that settings are chosen on.
-        text_columns: tuple of str. One or two columns of the files.
-        label_column: str.
-        tfds_features: tuple of str. The same texts in TFDS.
-        label_names: tuple of str by class, in the order of TFDS; None for regression.
-        file_labels: tuple of str by class. How files write the classes.
-        score_range: tuple of two float. Least and greatest score of a regression.
-        languages: tuple of str. The languages of splits by language.
-        skips_broken_rows: bool. Whether the published files are known to have rows
-            with too few columns.
-        num_train: int or None. The published number of training examples.
         sequence_length: int, tokens. This and what follows are the paper's settings.
-        batch_size: int, examples.
+        batch_size: int, rows of the features.
         learning_rates: tuple of float.
         epochs: tuple of int.
         learning_rate: float. Of the grid, the rate of a single run.
@@ -71,478 +49,223 @@ class Task:
 
     name: str
     title: str
+    splits: Collection
     metrics: tuple
-    splits: Mapping
     dev_split: str = "dev"
-    text_columns: tuple
-    label_column: str = "label"
-    tfds_features: tuple
-    label_names: tuple | None
-    file_labels: tuple | None = None
-    score_range: tuple | None = None
-    languages: tuple = ()
-    skips_broken_rows: bool = False
-    num_train: int | None = None
     sequence_length: int = 128
     batch_size: int = 32
     learning_rates: tuple = (1e-5, 1.5e-5, 2e-5, 3e-5, 5e-5)
     epochs: tuple = (3, 5, 10)
     learning_rate: float = 3e-5
 
+    # Fields that `fine_tune` and `evaluate_model` may set; `sizes` of them, int, are
+    # those of the features, and are saved beside a model.
+    options = ("sequence_length",)
+    sizes = ("sequence_length",)
+    # What an example is called, and the class of the model.
+    unit = "examples"
+    model_class = None
+    # Whether outputs are values of tokens, as `predict` has it.
+    by_token = False
+
     @property
-    def num_outputs(self):
-        """Outputs of a model for the task: one a class, or the score."""
-        return len(self.label_names) if self.label_names else 1
+    def main_metric(self):
+        """The metric that settings are chosen by."""
+        return self.metrics[0]
 
+    def with_options(self, backbone, **options):
+        """This task with other options.
 
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Texts and what is known of them, in the order of the file.
+        Args:
+            backbone: keras-nlp backbone of the model, whose sizes are the defaults of
+                some.
+            **options: new values of fields in `options`.
 
-    Args:
-        texts: tuple of lists of str, one for each text column.
-        labels: int32 or float32 `(examples,)`, or None.
-        languages: list of str, or None.
-        num_broken: int. Rows that were left out.
-    """
+        Raises:
+            ValueError: if the task has no such option.
+        """
+        for name, value in options.items():
+            if name not in self.options:
+                raise ValueError(
+                    f"`{name}` must not be given for {self.name}, which has no such "
+                    f"option. Received: {name}={value!r}, task={self.name!r}."
+                )
+        return dataclasses.replace(self, **options)
 
-    texts: tuple
-    labels: np.ndarray | None = None
-    languages: list | None = None
-    num_broken: int = 0
-
-    def __len__(self):
-        return len(self.texts[0])
-
-    def take(self, indices):
-        """The examples with these indices."""
-        return Examples(
-            tuple([column[i] for i in indices] for column in self.texts),
-            None if self.labels is None else self.labels[np.asarray(indices)],
-            self.languages and [self.languages[i] for i in indices],
-            self.num_broken,
-        )
-
-
-def _glue_splits(title, tfds_name, columns=None):
-    submission = f"{title}.tsv"
-
-    def split(name, tfds_split, **more):
-        file = f"{title}/{name}.tsv"
-        return Split(file, f"glue/{tfds_name}", tfds_split, submission, **more)
-
-    return {
-        "train": split("train", "train", columns=columns),
-        "dev": split("dev", "validation", columns=columns),
-        "test": split("test", "test", has_labels=False),
-    }
-
-
-def _mnli_splits():
-    splits = {"train": Split("MNLI/train.tsv", "glue/mnli", "train", "MNLI-m.tsv")}
-    for name, tfds_split in (("dev", "validation"), ("test", "test")):
-        for kind, submission in (
-            ("matched", "MNLI-m.tsv"),
-            ("mismatched", "MNLI-mm.tsv"),
-        ):
-            splits[f"{name}_{kind}"] = Split(
-                f"MNLI/{name}_{kind}.tsv",
-                "glue/mnli",
-                f"{tfds_split}_{kind}",
-                submission,
-                has_labels=name != "test",
+    def check_split(self, split):
+        """Raises a ValueError unless the task has such a split."""
+        if split not in self.splits:
+            raise ValueError(
+                f"`split` must be one of {', '.join(self.splits)} for {self.name}. "
+                f"Received: split={split!r}."
             )
-    return splits
+
+    @abc.abstractmethod
+    def load(self, split, data_dir=None, tfds_data_dir=None):
+        """Reads one split.
+
+        Args:
+            split: str. One of `splits`.
+            data_dir: str or path of the published files. None for TFDS.
+            tfds_data_dir: str or path. Where TFDS keeps its data; None for its default.
+
+        Returns:
+            Examples.
+
+        Raises:
+            FileNotFoundError: if the file of the split is not there.
+            ValueError: if there is no such split, or a file is not as it must be.
+        """
+
+    def has_split(self, split, data_dir=None):
+        """Whether `load` finds a split; TFDS is taken to have them all."""
+        return True
+
+    @abc.abstractmethod
+    def model(self, backbone, seed, dtype=None):
+        """Builds the model around a copy of an encoder.
+
+        Args:
+            backbone: keras-nlp backbone. It is not changed.
+            seed: int. New weights and dropout depend on it alone.
+            dtype: dtype policy. Defaults to the backbone's.
+
+        Returns:
+            Keras model with an attribute `backbone`, saved by `save_model`.
+        """
+
+    def training_model(self, model):
+        """A model of the same weights that trains fast, not to be saved."""
+        return with_flat_blocks(model)
+
+    @abc.abstractmethod
+    def features(self, examples, backbone, tokenizer):
+        """The examples as `Features` that a model around the backbone reads.
+
+        Raises:
+            TypeError, ValueError: if tokenizer, backbone and sizes do not fit each
+                other.
+        """
+
+    @abc.abstractmethod
+    def loss(self, targets, outputs):
+        """The loss of a batch, a scalar; see `Features.targets`."""
+
+    @abc.abstractmethod
+    def decide(self, examples, features, outputs):
+        """Predictions from the outputs that `predict` gives for the features."""
+
+    @abc.abstractmethod
+    def score(self, examples, predictions):
+        """Compares predictions with the answers.
+
+        Returns:
+            dict of float by name, `metrics` and more, shares from 0 to 1 (correlations
+            from -1); None where the answers are not known. In several languages the
+            mean has the metric's name, and each language has its own: `"f1_de"`.
+        """
+
+    @abc.abstractmethod
+    def write(self, split, examples, predictions, directory):
+        """Writes predictions in the task's format into a directory."""
+
+    @abc.abstractmethod
+    def table(self, evaluations):
+        """Scores of one or more `Evaluation`: list of dicts by column.
+
+        A float is a score, an int a number of examples, a str anything else.
+        """
+
+    @abc.abstractmethod
+    def save_model(self, model, tokenizer, path):
+        """Saves a model and its tokenizer into an empty directory."""
+
+    def check_model(self, model, notes):
+        """Raises unless a saved model is one for this task.
+
+        Args:
+            model: as `load_saved` gives it.
+            notes: dict, what was written beside it.
+
+        Raises:
+            TypeError: if it is of another class.
+        """
+        if not isinstance(model, self.model_class):
+            raise TypeError(
+                f"`model` must be a {self.model_class.__name__} for {self.name}. "
+                f"Received: model of type {type(model).__name__}, task={self.name!r}."
+            )
+
+    def notes(self):
+        """What is written beside a model, a dict that JSON can hold."""
+        return {
+            "task": self.name,
+            "sizes": {name: getattr(self, name) for name in self.sizes},
+        }
+
+    def evaluate(self, model, features, split, examples):
+        """Predicts and scores.
+
+        Args:
+            model: Keras model.
+            features: `Features` of the examples.
+            split: str.
+            examples: as `load` gives them.
+
+        Returns:
+            `Evaluation`.
+
+        Raises:
+            NotFiniteError: if the model's outputs are not finite.
+        """
+        outputs = predict(model, features, _EVALUATION_BATCH, by_token=self.by_token)
+        predictions = self.decide(examples, features, outputs)
+        metrics = self.score(examples, predictions)
+        return Evaluation(self, split, examples, predictions, metrics)
 
 
-def _xnli_split(name, tfds_split):
-    file = f"XNLI-1.0/xnli.{name}.tsv"
-    return Split(file, "xnli", tfds_split, "XNLI.tsv", by_language=True)
-
-
-_ENTAILMENT = ("entailment", "neutral", "contradiction")
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            name="cola",
-            title="CoLA",
-            metrics=("matthews",),
-            splits=_glue_splits(
-                "CoLA", "cola", columns=("source", "label", "note", "sentence")
-            ),
-            text_columns=("sentence",),
-            tfds_features=("sentence",),
-            label_names=("unacceptable", "acceptable"),
-            file_labels=("0", "1"),
-            num_train=8_551,
-            epochs=(25,),
-        ),
-        Task(
-            name="sst2",
-            title="SST-2",
-            metrics=("accuracy",),
-            splits=_glue_splits("SST-2", "sst2"),
-            text_columns=("sentence",),
-            tfds_features=("sentence",),
-            label_names=("negative", "positive"),
-            file_labels=("0", "1"),
-            num_train=67_349,
-        ),
-        Task(
-            name="mrpc",
-            title="MRPC",
-            metrics=("accuracy", "f1"),
-            splits=_glue_splits("MRPC", "mrpc"),
-            text_columns=("#1 String", "#2 String"),
-            label_column="Quality",
-            tfds_features=("sentence1", "sentence2"),
-            label_names=("not_equivalent", "equivalent"),
-            file_labels=("0", "1"),
-            num_train=3_668,
-        ),
-        Task(
-            name="stsb",
-            title="STS-B",
-            metrics=("spearman", "pearson"),
-            splits=_glue_splits("STS-B", "stsb"),
-            text_columns=("sentence1", "sentence2"),
-            label_column="score",
-            tfds_features=("sentence1", "sentence2"),
-            label_names=None,
-            score_range=(0.0, 5.0),
-            num_train=5_749,
-        ),
-        Task(
-            name="qqp",
-            title="QQP",
-            metrics=("accuracy", "f1"),
-            splits=_glue_splits("QQP", "qqp"),
-            text_columns=("question1", "question2"),
-            label_column="is_duplicate",
-            tfds_features=("question1", "question2"),
-            label_names=("not_duplicate", "duplicate"),
-            file_labels=("0", "1"),
-            # Some questions have a line end in them.
-            skips_broken_rows=True,
-        ),
-        Task(
-            name="mnli",
-            title="MNLI",
-            metrics=("accuracy",),
-            splits=_mnli_splits(),
-            dev_split="dev_matched",
-            text_columns=("sentence1", "sentence2"),
-            label_column="gold_label",
-            tfds_features=("premise", "hypothesis"),
-            label_names=_ENTAILMENT,
-            file_labels=_ENTAILMENT,
-            num_train=392_702,
-        ),
-        Task(
-            name="qnli",
-            title="QNLI",
-            metrics=("accuracy",),
-            splits=_glue_splits("QNLI", "qnli"),
-            text_columns=("question", "sentence"),
-            tfds_features=("question", "sentence"),
-            label_names=("entailment", "not_entailment"),
-            file_labels=("entailment", "not_entailment"),
-            num_train=104_743,
-        ),
-        Task(
-            name="rte",
-            title="RTE",
-            metrics=("accuracy",),
-            splits=_glue_splits("RTE", "rte"),
-            text_columns=("sentence1", "sentence2"),
-            tfds_features=("sentence1", "sentence2"),
-            label_names=("entailment", "not_entailment"),
-            file_labels=("entailment", "not_entailment"),
-            num_train=2_490,
-        ),
-        Task(
-            name="xnli",
-            title="XNLI",
-            metrics=("accuracy",),
-            splits={
-                # English alone: the other languages are zero-shot.
-                "train": _mnli_splits()["train"],
-                "dev": _xnli_split("dev", "validation"),
-                "test": _xnli_split("test", "test"),
-            },
-            text_columns=("sentence1", "sentence2"),
-            label_column="gold_label",
-            tfds_features=("premise", "hypothesis"),
-            label_names=_ENTAILMENT,
-            file_labels=_ENTAILMENT,
-            languages=XNLI_LANGUAGES,
-            num_train=392_702,
-            sequence_length=256,
-            batch_size=64,
-            learning_rates=(3e-5, 4e-5, 5e-5, 6e-5),
-            epochs=(10,),
-        ),
-    )
-}
-
-
-def get_task(task):
-    """Returns the `Task` of a name; a `Task` is returned as it is.
-
-    Raises:
-        ValueError: if there is no such task.
-    """
-    if isinstance(task, Task):
-        return task
-    if task not in TASKS:
-        raise ValueError(
-            f"`task` must be one of {', '.join(TASKS)}. Received: task={task!r}."
-        )
-    return TASKS[task]
-
-
-def load_examples(task, split, data_dir=None, tfds_data_dir=None):
-    """Reads one split of a task.
-
-    Files are tab-separated and read as GLUE publishes them: quotes are characters
-    like any other, and a line ends at a line feed alone. Columns are found by the
-    names in the first line.
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions for one split, and their scores.
 
     Args:
         task: `Task`.
-        split: str. One of `task.splits`.
-        data_dir: str or path of the published files: the directory that has the
-            task's own directory (`SST-2`, `XNLI-1.0`), or that directory itself. None
-            for TFDS.
-        tfds_data_dir: str or path. Where TFDS keeps its data; None for its default.
-
-    Returns:
-        `Examples`.
-
-    Raises:
-        ValueError: if there is no such split, a file does not have the columns or
-            labels of the task or has no example, or TFDS cannot provide the dataset.
-        FileNotFoundError: if the file of the split is not there.
+        split: str.
+        examples: as `Task.load` gives them.
+        predictions: as `Task.decide` gives them.
+        metrics: dict of float by name, or None where the answers are not known.
     """
-    part = _get_split(task, split)
-    if data_dir is None:
-        return _read_tfds(task, part, tfds_data_dir)
-    return _read_file(task, part, _find_file(part, data_dir))
+
+    task: Task
+    split: str
+    examples: object
+    predictions: object
+    metrics: dict | None
+
+    def __str__(self):
+        text = f"{self.task.title} {self.split}, {len(self.examples):,} "
+        text += self.task.unit
+        if self.examples.remark:
+            text += f" ({self.examples.remark})"
+        if self.metrics is None:
+            return f"{text}: no labels"
+        if len(self.metrics) > len(self.task.metrics):
+            return f"{text}\n\n{_markdown(self.task.table([self]))}"
+        values = (f"{name} {percent(value)}" for name, value in self.metrics.items())
+        return f"{text}: {', '.join(values)}"
 
 
-def has_split(task, split, data_dir=None):
-    """Whether `load_examples` would find a split; TFDS is taken to have them all."""
-    part = _get_split(task, split)
-    return data_dir is None or any(p.is_file() for p in _candidates(part, data_dir))
+def score_columns(rows):
+    """Names of the columns of `Task.table` that hold scores."""
+    return [name for name in rows[0] if any(isinstance(r[name], float) for r in rows)]
 
 
-def write_predictions(task, split, examples, predictions, directory):
-    """Writes predictions in GLUE's format for submissions.
+def _markdown(rows):
+    """Rows of `Task.table` as people read them."""
 
-    A header `index`, `prediction`, then a row for each example with its number and
-    its class as files write it, or its score. Of a task in several languages there
-    is one file each, `XNLI-de.tsv` for instance, whose numbers begin at 0 again.
+    def shown(value):
+        if isinstance(value, float):
+            return percent(value)
+        return f"{value:,}" if isinstance(value, int) else value
 
-    Args:
-        task: `Task`.
-        split: str. One of `task.splits`.
-        examples: `Examples` of the split.
-        predictions: `(examples,)`, int class or float score.
-        directory: str or path.
-
-    Returns:
-        list of paths.
-    """
-    path = Path(directory) / task.splits[split].submission
-    if examples.languages is None:
-        groups = {path: range(len(examples))}
-    else:
-        groups = {}
-        for i, language in enumerate(examples.languages):
-            file = path.with_stem(f"{path.stem}-{language}")
-            groups.setdefault(file, []).append(i)
-    for file, indices in groups.items():
-        rows = (
-            f"{number}\t{_written(task, predictions[i])}\n"
-            for number, i in enumerate(indices)
-        )
-        with replacing_file(file) as temporary:
-            temporary.write_text("index\tprediction\n" + "".join(rows))
-    return list(groups)
-
-
-def _written(task, prediction):
-    if task.label_names is None:
-        return f"{np.clip(prediction, *task.score_range):.3f}"
-    return task.file_labels[int(prediction)]
-
-
-def _get_split(task, split):
-    if split not in task.splits:
-        raise ValueError(
-            f"`split` must be one of {', '.join(task.splits)} for {task.name}. "
-            f"Received: split={split!r}."
-        )
-    return task.splits[split]
-
-
-def _candidates(part, data_dir):
-    """Where a file may lie."""
-    data_dir, file = Path(data_dir).expanduser(), Path(part.file)
-    if data_dir.resolve().name == file.parts[0]:
-        return [data_dir / file.name]
-    return [data_dir / file, data_dir / "glue_data" / file]
-
-
-def _find_file(part, data_dir):
-    candidates = _candidates(part, data_dir)
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"`data_dir` must hold {part.file}. Received: data_dir={data_dir}, without "
-        f"{' and '.join(str(path) for path in candidates)}."
-    )
-
-
-def _refused(rule, path, line, what):
-    """The error of a file: what it must be, and where it is not."""
-    return ValueError(
-        f"`data_dir` must have files {rule}. Received: {path}, line {line}, {what}."
-    )
-
-
-def _lines(path):
-    """Numbers, from 1, and texts of the lines; blank ones are left out.
-
-    Only a line feed ends a line: texts have other characters that Python's
-    `splitlines` takes for line ends.
-    """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                what = f"with byte 0x{line[error.start]:02x}"
-                raise _refused("in UTF-8", path, number, what) from error
-            text = text.rstrip("\r\n")
-            if text:
-                yield number, text.split("\t")
-
-
-def _read_file(task, part, path):
-    lines = _lines(path)
-    last, header = (0, part.columns) if part.columns else next(lines, (1, []))
-    header = list(header)
-    wanted = list(task.text_columns)
-    wanted += [task.label_column] if part.has_labels else []
-    wanted += ["language"] if part.by_language else []
-    missing = [name for name in wanted if name not in header]
-    if missing and header:
-        rule = f"with the columns {', '.join(wanted)}"
-        raise _refused(rule, path, 1, f"without {', '.join(missing)}")
-    texts, labels, languages, num_broken = [], [], [], 0
-    for number, cells in lines:
-        # Predictions for a test split are numbered: none of its rows may be left out.
-        if not part.has_labels and number != last + 1:
-            raise _refused("without blank lines", path, last + 1, "which is one")
-        last = number
-        skips = task.skips_broken_rows and part.has_labels
-        if skips and len(cells) < len(header):
-            num_broken += 1
-            continue
-        if len(cells) != len(header):
-            rule = f"with {len(header)} columns in each line"
-            raise _refused(rule, path, number, f"with {len(cells)}")
-        row = dict(zip(header, cells, strict=True))
-        texts.append([row[name] for name in task.text_columns])
-        if part.has_labels:
-            labels.append(_label(task, row[task.label_column], path, number))
-        if part.by_language:
-            languages.append(row["language"])
-            if languages[-1] not in task.languages:
-                rule = f"whose language is one of {', '.join(task.languages)}"
-                what = f"with language={languages[-1]!r}"
-                raise _refused(rule, path, number, what)
-    if not texts:
-        raise ValueError(
-            "`data_dir` must have files with at least one example. "
-            f"Received: {path}, which has none."
-        )
-    return _examples(task, zip(*texts, strict=True), labels, languages, num_broken)
-
-
-def _label(task, cell, path, number):
-    """The class or score that a cell of a file says."""
-    if task.label_names is None:
-        least, greatest = task.score_range
-        # Not float() alone: it takes "nan" and "1_0".
-        if re.fullmatch(r"\d+(\.\d*)?", cell) and least <= float(cell) <= greatest:
-            return float(cell)
-        rule = f"whose {task.label_column} is a number from {least:g} to {greatest:g}"
-    elif cell in task.file_labels:
-        return task.file_labels.index(cell)
-    else:
-        rule = f"whose {task.label_column} is one of {', '.join(task.file_labels)}"
-    raise _refused(rule, path, number, f"with {task.label_column}={cell!r}")
-
-
-def _examples(task, columns, labels, languages, num_broken=0):
-    dtype = "int32" if task.label_names else "float32"
-    return Examples(
-        tuple(list(column) for column in columns),
-        np.array(labels, dtype) if labels else None,
-        languages or None,
-        num_broken,
-    )
-
-
-def _read_tfds(task, part, tfds_data_dir):
-    # Importing it takes seconds that reading a file need not wait.
-    import tensorflow_datasets as tfds
-
-    # A failed download raises anything from urllib's, requests' or the dataset's own
-    # errors.
-    try:
-        dataset, info = tfds.load(
-            part.tfds_name,
-            split=part.tfds_split,
-            data_dir=tfds_data_dir,
-            with_info=True,
-        )
-        records = list(tfds.as_numpy(dataset))
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            "`data_dir` must be given where TFDS has no dataset on this machine and "
-            f"cannot download it. Received: data_dir=None, {part.tfds_name} "
-            f"({lines[0].rstrip(' .:')})."
-        ) from error
-    names = getattr(info.features["label"], "names", None)
-    if names is not None and tuple(names) != task.label_names:
-        raise ValueError(
-            f"`task` must have the labels of TFDS: {', '.join(names)}. Received: "
-            f"task={task.name!r} with {', '.join(task.label_names)}."
-        )
-    # TFDS shuffles; a submission goes by the order of the file.
-    records.sort(key=lambda record: record.get("idx", 0))
-    texts, labels, languages = [], [], []
-    for record in records:
-        for language, *row in _tfds_rows(task, record):
-            texts.append([text.decode() for text in row])
-            labels += [record["label"]] if part.has_labels else []
-            languages += [language] if language else []
-    return _examples(task, zip(*texts, strict=True), labels, languages)
-
-
-def _tfds_rows(task, record):
-    """The texts of a TFDS record, after their language; of XNLI, in all languages."""
-    first, *rest = (record[name] for name in task.tfds_features)
-    if not isinstance(first, dict):
-        return [(None, first, *rest)]
-    (translations,) = rest
-    languages = [language.decode() for language in translations["language"]]
-    hypotheses = dict(zip(languages, translations["translation"], strict=True))
-    return [(name, first[name], hypotheses[name]) for name in sorted(first)]
+    return markdown_table(list(rows[0]), [map(shown, row.values()) for row in rows])

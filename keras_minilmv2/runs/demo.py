@@ -15,16 +15,12 @@ import numpy as np
 import sentencepiece
 
 from keras_minilmv2.backbones.loading import load_backbone
+from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.backbones.saving import save_student, weight_bytes
-from keras_minilmv2.runs.distill import (
-    check_output_dir,
-    distill,
-    make_distiller,
-    make_student,
-    truncated,
-)
+from keras_minilmv2.backbones.saving import save_student
+from keras_minilmv2.runs.distill import distill, open_directory
 from keras_minilmv2.runs.info import paper_settings
+from keras_minilmv2.runs.models import make_distiller, make_student, truncated
 from keras_minilmv2.runs.recipes import Recipe
 from keras_minilmv2.runs.throughput import sentences_per_second
 from keras_minilmv2.utils.files import replacing_directory
@@ -248,11 +244,12 @@ def run_demo(
     output_dir = Path(output_dir)
     corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
     recipe = demo_recipe(teacher, corpus or (str(corpus_dir),), total_steps)
-    check_output_dir(recipe, output_dir, overwrite)
+    with open_directory(recipe, output_dir, overwrite):
+        pass  # Refused before the corpus is written.
     if corpus is None:
         num_documents = write_python_documentation(corpus_dir)
         say(f"Corpus: {num_documents} documents of Python's documentation.")
-    run = distill(recipe, output_dir, overwrite=overwrite, say=say)
+    run = distill(recipe, output_dir, overwrite=overwrite, log=say)
     if not run.finished:
         return {}
 

@@ -1,64 +1,196 @@
-"""Fine-tuning runs: from a model and a task to a directory with scores in it."""
+"""Fine-tuning: from a model and a task to a directory with a model and its scores."""
 
 import dataclasses
+import errno
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
-import keras_hub
 import numpy as np
 
-from keras_minilmv2.backbones.families import uses_segment_ids
-from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
-from keras_minilmv2.backbones.loading import load_tokenizer
-from keras_minilmv2.downstream.classifiers import (
-    text_classifier,
-    text_preprocessor,
-)
-from keras_minilmv2.downstream.fine_tuning import (
-    decide,
-    encode,
-    predict,
-    task_loss,
-    train,
-    training_epochs,
-)
-from keras_minilmv2.downstream.metrics import main_metric, task_metrics
-from keras_minilmv2.downstream.tasks import (
-    get_task,
-    has_split,
-    load_examples,
-    write_predictions,
-)
-from keras_minilmv2.runs.fine_tuning_report import write_report
-from keras_minilmv2.runs.grid import FinishedCells, Result, grid_cells
-from keras_minilmv2.runs.grid_runs import (
-    as_values,
-    begin,
-    check_directory,
-    check_evaluation_dir,
-    check_room,
-    check_settings,
-    check_some_finished,
-    load_model,
-    percent,
-    read_notes,
-    run_cells,
-    sha256,
-    write_json,
+from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.downstream.batches import training_epochs
+from keras_minilmv2.downstream.registry import TASKS, get_task
+from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
+from keras_minilmv2.downstream.tasks import Task, score_columns
+from keras_minilmv2.runs.directory import (
+    FINISHED,
+    RunDirectory,
+    RunKind,
+    check_new,
     writing,
 )
-from keras_minilmv2.runs.report import describe
-from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.runs.grid import (
+    CELLS,
+    Cell,
+    FinishedCells,
+    Result,
+    add_grid,
+    check_some_finished,
+    grid_cells,
+    run_grid,
+)
+from keras_minilmv2.runs.recipes import DTYPE_POLICIES
+from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
+from keras_minilmv2.runs.settings import Settings, not_compared
+from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.utils.files import check_outside, replacing_directory
+from keras_minilmv2.training.supervised import NotFiniteError, train
+from keras_minilmv2.utils.checks import check_choice, check_int, check_number
+from keras_minilmv2.utils.checksums import sha256
+from keras_minilmv2.utils.files import replacing_directory, write_json
 from keras_minilmv2.utils.hardware import hardware
+from keras_minilmv2.utils.seeds import set_seed
+from keras_minilmv2.utils.tables import percent
 
-# Examples of a batch that is not trained on.
-_EVALUATION_BATCH = 64
+_EVALUATION = ("predictions", "metrics.json")
+# Bytes of a preset that are not weights: vocabulary, settings.
+_MARGIN = 20_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningSettings(Settings):
+    """How a task is fine-tuned.
+
+    `learning_rate`, `epochs` and `seed` may have several values: each combination is
+    one run.
+
+    Args:
+        learning_rate: float or sequence of float. The peak. Defaults to the task's.
+        epochs: int or sequence of int. Defaults to the first of the task's.
+        seed: int or sequence of int.
+        grid: bool. Whether learning rate and epochs, where not given, are all of the
+            paper's for the task.
+        batch_size: int, texts or windows. Defaults to the task's.
+        sequence_length: int, tokens. Longer texts are truncated; contexts of questions
+            are cut into windows of this length. Defaults to the task's.
+        doc_stride: int, tokens from the start of one window of a context to the next.
+            Of question answering alone; defaults to the task's.
+        strict: bool. Of question answering alone: whether an answer that is not where
+            the file says is an error.
+        num_train_examples: int. Train on N examples, drawn once for all seeds. Defaults
+            to all.
+        num_dev_examples: int. Score N examples of each language, drawn once. Defaults
+            to all.
+        warmup_fraction: float, of all steps.
+        weight_decay: float.
+        dtype_policy: str, such as `"mixed_bfloat16"`. The policy of training; models
+            are evaluated and saved in float32.
+
+    Raises:
+        ValueError, TypeError: if a value is out of its range or of another type.
+    """
+
+    # Grid.
+    learning_rate: tuple[float, ...] | None = None
+    epochs: tuple[int, ...] | None = None
+    seed: tuple[int, ...] = (0,)
+    grid: bool = False
+    # Data.
+    sequence_length: int | None = None
+    doc_stride: int | None = None
+    strict: bool = False
+    num_train_examples: int | None = None
+    num_dev_examples: int | None = None
+    # Optimizer.
+    batch_size: int | None = None
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.01
+    dtype_policy: str = "float32"
+
+    def __post_init__(self):
+        for name in ("learning_rate", "epochs", "seed"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, list | tuple):
+                value = tuple(value) if isinstance(value, range) else (value,)
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+
+    def check(self):
+        """Raises unless all values are in their ranges."""
+        for name in (
+            *("batch_size", "sequence_length", "doc_stride"),
+            *("num_train_examples", "num_dev_examples"),
+        ):
+            if getattr(self, name) is not None:
+                check_int(**{name: getattr(self, name)})
+        check_number(least=0, below=1, warmup_fraction=self.warmup_fraction)
+        check_number(least=0, weight_decay=self.weight_decay)
+        check_choice(DTYPE_POLICIES, dtype_policy=self.dtype_policy)
+
+    def cells(self, task):
+        """The cells of the grid for a task."""
+        rates = task.learning_rates if self.grid else (task.learning_rate,)
+        epochs = task.epochs if self.grid else task.epochs[:1]
+        return grid_cells(
+            rates if self.learning_rate is None else self.learning_rate,
+            epochs if self.epochs is None else self.epochs,
+            self.seed,
+        )
+
+    def task_options(self):
+        """Those that are options of the task, a dict by name."""
+        options = {
+            name: getattr(self, name)
+            for name in ("sequence_length", "doc_stride", "strict")
+        }
+        return _given(options)
+
+    @classmethod
+    def _noun(cls):
+        return "Fine-tuning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared(Settings):
+    """What must be the same for runs of one directory to be compared.
+
+    Where model and data lay does not matter, what was in them does.
+    """
+
+    task: str
+    model: str = not_compared()
+    data_dir: str | None = not_compared(default=None)
+    weights_sha256: str
+    data_sha256: str
+    num_train_examples: int
+    batch_size: int
+    sizes: dict[str, int]
+    warmup_fraction: float
+    weight_decay: float
+    dtype_policy: str
+
+    @classmethod
+    def from_fields(cls, fields, source=None):
+        """As `Settings` does; reads the layout of earlier versions too."""
+        # The checksum of the data covers what is dropped here.
+        dropped = ("num_dev_examples", "num_left_out")
+        fields = {name: v for name, v in fields.items() if name not in dropped}
+        known = cls.field_types()
+        sizes = {name: v for name, v in fields.items() if name not in known}
+        if "sizes" not in fields:
+            fields = {name: v for name, v in fields.items() if name in known}
+            fields["sizes"] = sizes
+        return super().from_fields(fields, source)
+
+    @classmethod
+    def _noun(cls):
+        return "The settings of a fine-tuning"
+
+
+KIND = RunKind(
+    name="finetune",
+    settings_class=_Compared,
+    settings_file="settings.json",
+    outputs=("settings.json", CELLS, "model", *_EVALUATION, *OUTPUTS),
+    evidence=("settings.json",),
+)
 
 
 @dataclass(frozen=True)
@@ -73,202 +205,146 @@ class FineTuning:
         evaluations: dict of `Evaluation` by split, of the best run.
     """
 
-    task: object
+    task: Task
     output_dir: Path
-    cell: object
+    cell: Cell
     results: dict
     evaluations: dict
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Predictions for one split, and what they are worth.
-
-    Args:
-        task: `Task`.
-        split: str.
-        examples: `Examples`.
-        predictions: `(examples,)`, int class or float score.
-        metrics: dict of float by name, or None where the labels are not known.
-    """
-
-    task: object
-    split: str
-    examples: object
-    predictions: np.ndarray
-    metrics: dict | None
-
-    def __str__(self):
-        where = f"{self.task.title} {self.split}, {len(self.examples):,} examples"
-        if self.examples.num_broken:
-            where += (
-                f" ({self.examples.num_broken:,} rows with too few columns left out)"
-            )
-        if self.metrics is None:
-            return f"{where}: no labels"
-        values = (f"{name} {percent(v)}" for name, v in self.metrics.items())
-        return f"{where}: {', '.join(values)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Setup:
     """What all cells of a run share."""
 
-    task: object
+    task: Task
+    settings: FineTuningSettings
     backbone: object
-    preprocessor: object
+    tokenizer: object
     train_examples: object
     dev_examples: object
-    train: object  # EncodedTexts
+    train: object  # Features
     dev: object
-    batch_size: int
-    warmup_fraction: float
-    weight_decay: float
-    dtype_policy: str
     progress_stream: object
+
+    @property
+    def batch_size(self):
+        return self.settings.batch_size or self.task.batch_size
+
+    @property
+    def num_rows(self):
+        return len(self.train.training_rows())
 
 
 def fine_tune(
     model,
     task,
     output_dir,
+    settings=None,
     *,
     data_dir=None,
-    tokenizer=None,
-    learning_rate=None,
-    epochs=None,
-    seed=0,
-    grid=False,
-    batch_size=None,
-    sequence_length=None,
-    warmup_fraction=0.1,
-    weight_decay=0.01,
-    num_train_examples=None,
-    dtype_policy="float32",
     tfds_data_dir=None,
+    tokenizer=None,
     overwrite=False,
     progress_stream=None,
-    say=print,
+    log=print,
+    **changes,
 ):
     """Fine-tunes an encoder on a task, once or with a grid of settings.
 
-    `learning_rate`, `epochs` and `seed` may have several values: each combination is
-    one run. The best run is the one with the highest main metric on the dev split.
-    The directory then holds `model/` (the best run's model, a keras-nlp preset that
-    `keras_hub.models.TextClassifier.from_preset` reads), `metrics.json` and
-    `predictions/` of it on the dev splits, in the format of GLUE's submissions,
-    `report.md`, `settings.json` and `cells/` (the result of each run). Test splits are
-    for `evaluate_model`.
+    The best run is the one with the highest main metric on the dev split. The
+    directory then holds `model/` (the best run's model, which `load_saved` reads; that
+    of a classification task is a preset of `keras_hub.models.TextClassifier`),
+    `metrics.json` and `predictions/` of it on the dev splits, in the task's official
+    format, `report.md`, `report.json`, `settings.json` and `cells/` (the result of
+    each run). Test splits are for `evaluate_model`.
 
-    A directory with runs of the same model, data and other settings goes on with the
-    runs that are missing; all runs in it count.
+    In a directory with runs of the same model, data and other settings, the missing
+    runs are run, and all runs in it count. If none is missing, the finished run is
+    returned.
 
     Args:
         model: str or path of a preset, as for `load_backbone`, or a keras-nlp
-            backbone, which is left as it is.
-        task: str, a name in `evaluation.tasks.TASKS`, or a `Task`.
+            backbone, which is not changed.
+        task: str, a name in `downstream.registry.TASKS`, or a `Task`.
         output_dir: str or path. Made if missing.
-        data_dir: str or path of the task's published files, as for `load_examples`.
-            None for TFDS.
-        tokenizer: keras-nlp tokenizer, needed with a backbone.
-        learning_rate: float or sequence of float. The peak. Defaults to 3e-5.
-        epochs: int or sequence of int. Defaults to the first of the paper's for the
-            task.
-        seed: int or sequence of int.
-        grid: bool. Whether learning rate and epochs, where not given, are all of the
-            paper's for the task.
-        batch_size: int. Defaults to the paper's.
-        sequence_length: int, tokens. Longer texts are truncated. Defaults to the
-            paper's.
-        warmup_fraction: float, of all steps.
-        weight_decay: float.
-        num_train_examples: int. Train on so many, drawn once for all seeds. Defaults
-            to all.
-        dtype_policy: str, such as `"mixed_bfloat16"`. The policy of training; models
-            are evaluated and saved in float32.
+        settings: `FineTuningSettings`. Defaults to the task's.
+        data_dir: str or path of the task's published files, as for `Task.load`. None
+            for TFDS.
         tfds_data_dir: str or path. Where TFDS keeps its data.
+        tokenizer: keras-nlp tokenizer, needed with a backbone.
         overwrite: bool. Whether to replace another run's outputs.
         progress_stream: text stream of the progress line. Defaults to standard error.
-        say: function that is called with each line of information.
+        log: function that is called with each line of information.
+        **changes: fields of `FineTuningSettings` that replace those of `settings`.
 
     Returns:
         `FineTuning`.
 
     Raises:
-        ValueError, TypeError, OSError: if something does not fit; the sentence says
-            what. Settings and data are checked before anything is written.
+        ValueError, TypeError, OSError: if something does not fit; the sentence names
+            it. Settings and data are checked before anything is written.
         RuntimeError: if the loss of every run was not finite.
     """
     task, output_dir = get_task(task), Path(output_dir)
-    cells = grid_cells(
-        as_values(learning_rate, task.learning_rates if grid else task.learning_rate),
-        as_values(epochs, task.epochs if grid else task.epochs[0]),
-        as_values(seed, 0),
+    settings = settings or FineTuningSettings()
+    settings.field_types(changes)
+    settings = dataclasses.replace(settings, **changes)
+    cells = settings.cells(task)
+    if "train" not in task.splits:
+        trained = [name for name, other in TASKS.items() if "train" in other.splits]
+        check_choice(trained, task=task.name)
+    backbone, tokenizer = load_model(model, tokenizer, settings.dtype_policy)
+    task = task.with_options(backbone, **settings.task_options())
+    setup, dev_splits = _prepare(
+        task, settings, backbone, tokenizer, data_dir, tfds_data_dir, progress_stream
     )
-    batch_size = task.batch_size if batch_size is None else batch_size
-    check_settings(
-        batch_size, num_train_examples, warmup_fraction, weight_decay, dtype_policy
-    )
-    check_directory(output_dir)
-    check_outside("model", model, output_dir)
-    backbone, tokenizer = load_model(model, tokenizer, dtype_policy)
-    preprocessor = text_preprocessor(
-        backbone,
-        tokenizer,
-        task.sequence_length if sequence_length is None else sequence_length,
-    )
-    data = {"data_dir": data_dir, "tfds_data_dir": tfds_data_dir}
-    train_examples = load_examples(task, "train", **data)
-    train_examples = _some(train_examples, num_train_examples)
-    dev_splits = {
-        split: load_examples(task, split, **data)
-        for split in task.splits
-        if split == task.dev_split
-        or (split.startswith("dev") and has_split(task, split, data_dir))
-    }
-    dev_examples = dev_splits[task.dev_split]
-    setup = _Setup(
-        task=task,
-        backbone=backbone,
-        preprocessor=preprocessor,
-        train_examples=train_examples,
-        dev_examples=dev_examples,
-        train=_encode(train_examples, preprocessor, backbone),
-        dev=_encode(dev_examples, preprocessor, backbone),
-        batch_size=batch_size,
-        warmup_fraction=warmup_fraction,
-        weight_decay=weight_decay,
-        dtype_policy=dtype_policy,
-        progress_stream=progress_stream,
-    )
-    settings = _settings(setup, model, data_dir)
-    finished = FinishedCells(output_dir / "cells")
-    begin(output_dir, settings, finished, cells, overwrite)
-    say(
-        f"{describe(backbone)}; {task.title}: {len(train_examples):,} training "
-        f"examples, {len(dev_examples):,} of {task.dev_split}; on {hardware()}."
-    )
-    results = run_cells(
+    with RunDirectory.open(
         output_dir,
-        cells,
-        finished,
-        lambda cell: _run_cell(setup, cell),
-        lambda classifier, cell, path: _save_classifier(setup, classifier, cell, path),
-        f"{task.dev_split} {main_metric(task)}",
-        say,
-    )
-    best = check_some_finished(results)
-    saved = _load_classifier(output_dir / "model")
-    evaluations = {
-        split: _evaluate(saved, task, split, examples)
-        for split, examples in dev_splits.items()
-    }
-    run = FineTuning(task, output_dir, best, results, evaluations)
-    with writing(output_dir):
-        _write_evaluations(output_dir, evaluations.values(), dataclasses.asdict(best))
-        write_report(run, setup, settings)
+        _compared(setup, model, data_dir),
+        KIND,
+        overwrite,
+        reads={"model": model if isinstance(model, str | os.PathLike) else None},
+    ) as directory:
+        directory.start()
+        finished = directory.state == FINISHED
+        if finished and set(cells) <= set(FinishedCells(output_dir / CELLS).load()):
+            log(f"Finished already: {output_dir}.")
+        else:
+            if finished:
+                directory.reopen()
+            finished = False
+            log(
+                f"{describe(backbone)}; {task.title}: {len(setup.train_examples):,} "
+                f"training {task.unit}, {len(setup.dev_examples):,} of "
+                f"{task.dev_split}; on {hardware()}."
+            )
+            if skipped := setup.train_examples.skipped:
+                log(f"Training {task.unit}: {skipped}.")
+        results = run_grid(
+            output_dir,
+            cells,
+            lambda cell: _run_cell(setup, cell),
+            save_model=lambda model, cell, path: _save(setup, model, cell, path),
+            metric=f"{task.dev_split} {task.main_metric}",
+            log=(lambda line: None) if finished else log,
+        )
+        best = check_some_finished(results)
+        saved = load_fine_tuned(output_dir / "model")
+        evaluations = {
+            split: _evaluate(saved, task, split, examples)
+            for split, examples in dev_splits.items()
+        }
+        run = FineTuning(task, output_dir, best, results, evaluations)
+        if not finished:
+            with writing(output_dir):
+                cell = dataclasses.asdict(best)
+                _write_evaluations(output_dir, evaluations.values(), cell)
+                _report(run, setup, directory.settings).save(
+                    sum(result.seconds for result in results.values())
+                )
+            directory.finish()
     for evaluation in evaluations.values():
-        say(str(evaluation))
+        log(str(evaluation))
     return run
 
 
@@ -277,258 +353,228 @@ def evaluate_model(
     task=None,
     *,
     data_dir=None,
+    tfds_data_dir=None,
     split=None,
     output_dir=None,
-    tfds_data_dir=None,
+    num_examples=None,
+    languages=None,
+    strict=False,
     overwrite=False,
 ):
     """Evaluates a fine-tuned model on one split of a task.
 
     Args:
         model: str or path. What `fine_tune` wrote, or the `model` in it.
-        task: str or `Task`. Defaults to the one the model was fine-tuned on.
+        task: str or `Task`. Defaults to the one the model was fine-tuned on. A model
+            of SQuAD may be evaluated on `"mlqa"`.
         data_dir: str or path of the task's published files. None for TFDS.
+        tfds_data_dir: str or path. Where TFDS keeps its data.
         split: str. Defaults to the task's dev split.
         output_dir: str or path of a new or empty directory for `metrics.json` and
             `predictions/`; None writes nothing.
-        tfds_data_dir: str or path. Where TFDS keeps its data.
+        num_examples: int. Score N examples of each language, drawn once. Defaults to
+            all.
+        languages: sequence of str. Of MLQA alone; defaults to all that there are files
+            of.
+        strict: bool. Of question answering alone: whether an answer that is not where
+            the file says is an error.
         overwrite: bool. Whether another evaluation there may be replaced.
 
     Returns:
         `Evaluation`.
 
     Raises:
-        ValueError, OSError: if there is no such model, task, split or data, or the
-            model has other labels than the task.
+        ValueError, TypeError, OSError: if there is no such model, task, split or data,
+            or the model is not one for the task.
     """
-    path = _model_dir(model)
-    notes = read_notes(path)
-    if task is None and not notes:
+    if num_examples is not None:
+        check_int(num_examples=num_examples)
+    saved = load_fine_tuned(model)
+    if task is None and saved.task is None:
         raise ValueError(
-            "`task` must be given for a model that does not say its own. "
-            f"Received: task=None, model={path}."
+            "`task` must be given for a model that does not name its own. "
+            f"Received: task=None, model={model}."
         )
-    task = get_task(notes["task"] if task is None else task)
+    task = get_task(saved.task if task is None else task)
+    task.check_model(saved.model, saved.notes)
+    options = _given({"languages": languages, "strict": strict})
+    task = task.with_options(saved.backbone, **saved.sizes, **options)
     split = task.dev_split if split is None else split
     if output_dir is not None:
-        check_evaluation_dir(Path(output_dir), overwrite)
-    examples = load_examples(task, split, data_dir, tfds_data_dir)
-    classifier = _load_classifier(path)
-    _check_labels(task, path, notes, classifier)
-    evaluation = _evaluate(classifier, task, split, examples)
+        check_new(output_dir, overwrite, outputs=_EVALUATION)
+    examples = task.load(split, data_dir, tfds_data_dir)
+    if num_examples is not None:
+        examples = examples.sample(num_examples)
+    evaluation = _evaluate(saved, task, split, examples)
     if output_dir is not None:
         with writing(output_dir):
             _write_evaluations(Path(output_dir), [evaluation])
     return evaluation
 
 
-def _some(examples, number):
-    """So many examples, the same for every seed; all if there are not more."""
-    if number is None or number >= len(examples):
-        return examples
-    order = np.random.default_rng(0).permutation(len(examples))
-    return examples.take(order[:number])
+def load_model(model, tokenizer, dtype_policy):
+    """The encoder and tokenizer of a preset, or those that were given."""
+    if isinstance(model, str | os.PathLike):
+        if tokenizer is not None:
+            raise ValueError(
+                "`tokenizer` must not be given where `model` is a preset. "
+                f"Received: model={model}, tokenizer={tokenizer!r}."
+            )
+        # What the preset has no weights for is drawn: the same in every process.
+        set_seed(0)
+        return load_backbone(model, dtype=dtype_policy), load_tokenizer(model)
+    family_of(model)
+    if tokenizer is None:
+        raise ValueError(
+            "`tokenizer` must be given with a backbone. Received: tokenizer=None."
+        )
+    # Eager calls of a tokenizer that keras-nlp itself has loaded differ from those of
+    # the saved one.
+    return model, split_words_like_gpt2(tokenizer)
 
 
-def _encode(examples, preprocessor, backbone):
-    return encode(examples.texts, preprocessor, uses_segment_ids(backbone))
-
-
-def _settings(setup, model, data_dir):
-    """What must be the same for runs to be compared, and where it came from."""
-    named = isinstance(model, str | os.PathLike)
+def _given(options):
+    """Those that were given: not None and not False."""
     return {
-        "task": setup.task.name,
-        "model": str(model) if named else setup.backbone.name,
-        "data_dir": None if data_dir is None else str(data_dir),
-        "weights_sha256": sha256(*setup.backbone.get_weights()),
-        "data_sha256": sha256(
-            *(setup.train.token_ids, setup.train.lengths, setup.train_examples.labels),
-            *(setup.dev.token_ids, setup.dev.lengths, setup.dev_examples.labels),
-        ),
-        "num_train_examples": len(setup.train_examples),
-        "batch_size": setup.batch_size,
-        "sequence_length": setup.train.sequence_length,
-        "warmup_fraction": setup.warmup_fraction,
-        "weight_decay": setup.weight_decay,
-        "dtype_policy": setup.dtype_policy,
+        name: value
+        for name, value in options.items()
+        if value is not None and value is not False
     }
 
 
-def _run_cell(setup, cell):
-    """Trains and evaluates; returns the `Result` and the classifier."""
-    started = time.perf_counter()
-    task = setup.task
-    classifier = text_classifier(
-        setup.backbone, task.num_outputs, cell.seed, setup.dtype_policy
+def _prepare(
+    task, settings, backbone, tokenizer, data_dir, tfds_data_dir, progress_stream
+):
+    """Reads the data; returns the `_Setup` and dict of dev examples by split."""
+    train_examples = task.load("train", data_dir, tfds_data_dir)
+    if settings.num_train_examples is not None:
+        train_examples = train_examples.sample(settings.num_train_examples)
+    dev_splits = {
+        split: task.load(split, data_dir, tfds_data_dir)
+        for split in task.splits
+        if split == task.dev_split
+        or (split.startswith("dev") and task.has_split(split, data_dir))
+    }
+    if settings.num_dev_examples is not None:
+        dev_splits = {
+            split: examples.sample(settings.num_dev_examples)
+            for split, examples in dev_splits.items()
+        }
+    dev_examples = dev_splits[task.dev_split]
+    setup = _Setup(
+        task=task,
+        settings=settings,
+        backbone=backbone,
+        tokenizer=tokenizer,
+        train_examples=train_examples,
+        dev_examples=dev_examples,
+        train=task.features(train_examples, backbone, tokenizer),
+        dev=task.features(dev_examples, backbone, tokenizer),
+        progress_stream=progress_stream,
     )
-    total_steps = cell.epochs * math.ceil(len(setup.train) / setup.batch_size)
+    # Raises if there is nothing to train on.
+    setup.train.training_rows()
+    return setup, dev_splits
+
+
+def _compared(setup, model, data_dir):
+    """What must be the same for runs to be compared, and where it came from."""
+    task, settings = setup.task, setup.settings
+    named = isinstance(model, str | os.PathLike)
+    return _Compared(
+        task=task.name,
+        model=str(model) if named else setup.backbone.name,
+        data_dir=None if data_dir is None else str(data_dir),
+        weights_sha256=sha256(*setup.backbone.get_weights()),
+        data_sha256=sha256(*setup.train.identity(), *setup.dev.identity()),
+        num_train_examples=len(setup.train_examples),
+        batch_size=setup.batch_size,
+        sizes={name: getattr(task, name) for name in task.sizes},
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        dtype_policy=settings.dtype_policy,
+    )
+
+
+def _run_cell(setup, cell):
+    """Trains and evaluates; returns the `Result` and the model."""
+    started = time.perf_counter()
+    task, settings = setup.task, setup.settings
+    model = task.model(setup.backbone, cell.seed, settings.dtype_policy)
+    total_steps = cell.epochs * math.ceil(setup.num_rows / setup.batch_size)
     optimizer = adamw(
         cell.learning_rate,
-        int(setup.warmup_fraction * total_steps),
+        int(settings.warmup_fraction * total_steps),
         total_steps,
-        weight_decay=setup.weight_decay,
+        weight_decay=settings.weight_decay,
     )
-    if setup.dtype_policy == "mixed_float16":
+    if settings.dtype_policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    tokens = setup.train.padded_lengths().mean() * setup.batch_size
+    rows = setup.train.training_rows()
+    tokens = setup.train.padded_lengths(rows).mean() * setup.batch_size
     progress = ProgressLine(total_steps, tokens, setup.progress_stream)
     progress.start()
-    epochs = training_epochs(
-        setup.train,
-        setup.train_examples.labels,
-        setup.batch_size,
-        cell.epochs,
-        cell.seed,
-    )
+    losses, metrics = [], {}
     try:
         losses = train(
-            with_flat_blocks(classifier),
-            task_loss(task),
+            task.training_model(model),
+            task.loss,
             optimizer,
-            epochs,
+            training_epochs(setup.train, setup.batch_size, cell.epochs, cell.seed),
             on_step=lambda step, loss: progress.update(step, {"loss": loss}),
+            jit_compile=setup.train.jit_compile,
         )
-        classifier = _in_float32(classifier)
-        outputs = predict(classifier, setup.dev, _EVALUATION_BATCH)
-        diverged = not np.isfinite(outputs).all()
-    except FloatingPointError:
-        diverged = True
+        model = _in_float32(task, model)
+        metrics = task.evaluate(
+            model, setup.dev, task.dev_split, setup.dev_examples
+        ).metrics
+    except NotFiniteError:
+        # The last update may spoil the weights: only the outputs show it.
+        losses = []
     finally:
         progress.close()
-    seconds = time.perf_counter() - started
-    if diverged:
-        return Result(None, {}, [], seconds), classifier
-    metrics = _evaluation(task, task.dev_split, setup.dev_examples, outputs).metrics
-    return Result(metrics[main_metric(task)], metrics, losses, seconds), classifier
+    score = metrics.get(task.main_metric)
+    return Result(score, metrics, losses, time.perf_counter() - started), model
 
 
-def _in_float32(classifier):
-    """The same classifier; keras-hub 0.32 cannot load one of mixed precision."""
-    if classifier.backbone.dtype_policy.name == "float32":
-        return classifier
-    twin = text_classifier(
-        classifier.backbone, classifier.num_classes, seed=0, dtype="float32"
-    )
-    twin.set_weights(classifier.get_weights())
+def _in_float32(task, model):
+    """The same model; keras-hub 0.32 cannot load one of mixed precision."""
+    if model.backbone.dtype_policy.name == "float32":
+        return model
+    twin = task.model(model.backbone, seed=0, dtype="float32")
+    twin.set_weights(model.get_weights())
     return twin
 
 
-def _evaluate(classifier, task, split, examples):
-    """Evaluates a classifier that has its preprocessor."""
-    encoded = _encode(examples, classifier.preprocessor, classifier.backbone)
-    outputs = predict(classifier, encoded, _EVALUATION_BATCH)
-    return _evaluation(task, split, examples, outputs)
-
-
-def _evaluation(task, split, examples, outputs):
-    predictions = decide(task, outputs)
-    metrics = None
-    if examples.labels is not None:
-        metrics = task_metrics(task, examples.labels, predictions, examples.languages)
-    return Evaluation(task, split, examples, predictions, metrics)
-
-
-def _save_classifier(setup, classifier, cell, path):
-    task = setup.task
-    classifier.preprocessor = setup.preprocessor
-    check_room(path.parent, classifier.count_params())
+def _save(setup, model, cell, path):
+    # HDF5 writes errors of its own for a full disk, and again when Python ends.
+    if shutil.disk_usage(path.parent).free < 4 * model.count_params() + _MARGIN:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # Model and notes appear together.
     with replacing_directory(path) as fresh:
-        classifier.save_to_preset(str(fresh))
-        notes = {
-            "task": task.name,
-            "label_names": task.label_names,
-            "cell": dataclasses.asdict(cell),
-        }
-        write_json(fresh / "fine_tuning.json", notes)
+        setup.task.save_model(model, setup.tokenizer, fresh)
+        notes = {**setup.task.notes(), "cell": dataclasses.asdict(cell)}
+        write_json(fresh / NOTES_FILE, notes)
 
 
-def is_classifier(model):
-    """Whether a path is of a directory that `fine_tune` wrote, or the `model` in it."""
-    return bool(_model_dirs(model))
-
-
-def load_classifier(model):
-    """Loads a fine-tuned classifier.
-
-    Args:
-        model: str or path. What `fine_tune` wrote, or the `model` in it.
-
-    Returns:
-        tuple of a `keras_hub.models.TextClassifier` with its preprocessor, and a dict
-        of `"task"` and `"label_names"`, empty for a model from elsewhere.
-
-    Raises:
-        FileNotFoundError: if there is no such model.
-        ValueError: if it cannot be read.
-    """
-    path = _model_dir(model)
-    return _load_classifier(path), read_notes(path)
-
-
-def _model_dirs(model):
-    path = Path(model).expanduser()
-    candidates = (path, path / "model")
-    return [path for path in candidates if (path / "task.json").is_file()]
-
-
-def _model_dir(model):
-    if paths := _model_dirs(model):
-        return paths[0]
-    raise FileNotFoundError(
-        "`model` must be a directory that `keras-minilmv2 finetune` wrote. "
-        f"Received: model={model}, without a task.json."
-    )
-
-
-def _load_classifier(path):
-    try:
-        classifier = keras_hub.models.TextClassifier.from_preset(str(path))
-    except Exception as error:
-        # keras and h5py raise OSError, KeyError, ValueError and TypeError here.
-        raise ValueError(
-            "`model` must hold a text classifier that can be read. "
-            f"Received: model={path} ({str(error).splitlines()[0]})."
-        ) from error
-    # keras-hub's own splits words of RoBERTa in another way outside of tf.data.
-    classifier.preprocessor = text_preprocessor(
-        classifier.backbone,
-        load_tokenizer(path),
-        classifier.preprocessor.sequence_length,
-    )
-    return classifier
-
-
-def _check_labels(task, path, notes, classifier):
-    names = notes.get("label_names", task.label_names)
-    names = tuple(names) if names else None
-    if names != task.label_names or classifier.num_classes != task.num_outputs:
-        ours = ", ".join(task.label_names or ["a score"])
-        theirs = ", ".join(names or ["a score"])
-        raise ValueError(
-            f"`task` must have the labels of the model. Received: task={task.name!r} "
-            f"with {ours}, model={path} with {theirs} and {classifier.num_classes} "
-            "outputs."
-        )
+def _evaluate(saved, task, split, examples):
+    features = task.features(examples, saved.backbone, saved.tokenizer)
+    return task.evaluate(saved.model, features, split, examples)
 
 
 def _write_evaluations(output_dir, evaluations, cell=None):
     """Writes `predictions/` and `metrics.json`."""
     with replacing_directory(output_dir / "predictions") as fresh:
         for evaluation in evaluations:
-            write_predictions(
-                evaluation.task,
-                evaluation.split,
-                evaluation.examples,
-                evaluation.predictions,
-                fresh / evaluation.split,
+            evaluation.task.write(
+                evaluation.split, evaluation.examples, evaluation.predictions, fresh
             )
     task = next(iter(evaluations)).task
     write_json(
         output_dir / "metrics.json",
         {
             "task": task.name,
-            "main_metric": main_metric(task),
+            "main_metric": task.main_metric,
             **(cell or {}),
             "splits": {
                 evaluation.split: {
@@ -539,3 +585,62 @@ def _write_evaluations(output_dir, evaluations, cell=None):
             },
         },
     )
+
+
+def _report(run, setup, compared):
+    """The `Report`: the scores, how they were chosen, and on what."""
+    task, cell = run.task, run.cell
+    metric = task.main_metric
+    score = run.evaluations[task.dev_split].metrics[metric]
+    report = Report(run.output_dir, f"{model_name(compared.model)} on {task.title}")
+    report.text(
+        f"{metric.capitalize()} on {task.dev_split}: {percent(score)}. All scores are "
+        "times 100."
+    )
+    rows = task.table(list(run.evaluations.values()))
+    formats = dict.fromkeys(score_columns(rows), percent)
+    report.table("scores", rows, formats=formats)
+    missing = [
+        split
+        for split in task.splits
+        if split.startswith("dev") and split not in run.evaluations
+    ]
+    if missing:
+        report.text(f"Not measured, as there is no file: {', '.join(missing)}.")
+    if len(run.results) > 1:
+        add_grid(report, run.results, metric, task.dev_split)
+    report.fact(
+        "model", compared.model, f"{compared.model}, {describe(setup.backbone)}"
+    )
+    number = f"{compared.num_train_examples:,}"
+    published = getattr(task, "num_train", None)
+    if published and published != compared.num_train_examples:
+        number += f" of {published:,}"
+    if skipped := setup.train_examples.skipped:
+        number += f"; {skipped}"
+    report.fact(f"training {task.unit}", compared.num_train_examples, number)
+    report.fact("data", compared.data_dir or "TFDS")
+    for name, value in dataclasses.asdict(cell).items():
+        report.fact(name.replace("_", " "), value, f"{value:g}")
+    report.fact("batch size", compared.batch_size)
+    reaching = np.mean(setup.train.lengths == setup.train.sequence_length)
+    for name, value in compared.sizes.items():
+        shown = f"{value} tokens"
+        if name == "sequence_length":
+            shown += f", which {100 * reaching:.1f}% of the training rows reach"
+        report.fact(name.replace("_", " "), value, shown)
+    report.fact("warm-up", compared.warmup_fraction, f"{compared.warmup_fraction:g}")
+    report.fact("weight decay", compared.weight_decay, f"{compared.weight_decay:g}")
+    losses = run.results[cell].losses
+    report.fact(
+        "training loss by epoch", losses, ", ".join(f"{loss:.4f}" for loss in losses)
+    )
+    report.fact("runs", len(run.results))
+    report.fact("precision", compared.dtype_policy)
+    report.closing(
+        "The model is in `model/`, which `keras_minilmv2.load_saved` reads; a text "
+        "classifier is a preset of `keras_hub.models.TextClassifier`. Its predictions "
+        "are in `predictions/`, all metrics in `metrics.json`, the result of each run "
+        "in `cells/`. For a test split: `keras-minilmv2 evaluate`."
+    )
+    return report

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.loading import load_backbone
+from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.backbones.saving import weight_bytes
 from keras_minilmv2.utils.tables import count, megabytes
 
 

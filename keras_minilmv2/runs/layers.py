@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import datetime
-import json
 import math
+import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,35 +16,56 @@ from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
-from keras_minilmv2.downstream.metrics import main_metric
-from keras_minilmv2.downstream.tasks import get_task, load_examples
-from keras_minilmv2.runs.distill import (
+from keras_minilmv2.distillation.objectives import objective_for
+from keras_minilmv2.downstream.registry import get_task
+from keras_minilmv2.runs.directory import NEW, RunDirectory, RunKind, writing
+from keras_minilmv2.runs.examples import (
     NUM_PROJECTION_EXAMPLES,
+    PREPARED,
     held_out_batches,
-    load_teacher,
     make_examples,
-    make_student,
-    recipe_optimizer,
     with_segment_ids,
 )
-from keras_minilmv2.runs.fine_tune import fine_tune
-from keras_minilmv2.runs.grid import FinishedCells, grid_cells
-from keras_minilmv2.runs.grid_runs import (
-    NoFiniteLossError,
-    as_values,
-    check_counts,
-    check_no_file,
-    read_json,
-    sha256,
-    visible_names,
-    writing,
-)
-from keras_minilmv2.runs.report import beginning, describe, model_name
-from keras_minilmv2.training.callbacks import ProgressLine
-from keras_minilmv2.utils.files import replacing_file
-from keras_minilmv2.utils.hardware import hardware
+from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
+from keras_minilmv2.runs.grid import NoFiniteLossError
+from keras_minilmv2.runs.models import load_teacher, make_student, recipe_optimizer
+from keras_minilmv2.runs.recipes import Recipe
+from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
+from keras_minilmv2.runs.settings import not_compared
+from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.utils.checksums import sha256
+from keras_minilmv2.utils.files import read_json, replacing_file, write_json
 from keras_minilmv2.utils.seeds import set_seed
-from keras_minilmv2.utils.tables import count, markdown_table
+from keras_minilmv2.utils.tables import count, markdown_table, percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSettings(Recipe):
+    """What must be the same for trials of one directory to be compared: the recipe.
+
+    Args:
+        layers: tuple of int, those that are tried.
+        teacher_sha256: str, of the teacher's weights.
+    """
+
+    # Which layer is what is sought.
+    teacher_layer: int = not_compared()
+    layers: tuple[int, ...]
+    teacher_sha256: str
+
+    @classmethod
+    def from_fields(cls, fields, source=None):
+        """As `Settings` does; reads the layout of earlier versions too."""
+        fields = {"teacher_layer": 1, **fields.get("settings", fields)}
+        return super().from_fields(fields, source)
+
+
+KIND = RunKind(
+    name="layers",
+    settings_class=LayerSettings,
+    settings_file="settings.json",
+    outputs=("settings.json", PREPARED, "losses.json", "curve.png", *OUTPUTS),
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class LayerTrial:
         loss_before: float, nats, on held-out text, before training.
         loss_after: float.
         scores: tuple of float, the task's main metric on its dev split, by seed;
-            those whose loss was not finite are left out.
+            without those whose loss was not finite.
     """
 
     layer: int
@@ -90,14 +109,14 @@ def choose_layer(
     learning_rate=1e-4,
     seed=(0, 1),
     progress_stream=None,
-    say=print,
+    log=print,
 ):
     """Distils some layers of a teacher for a while and fine-tunes each student.
 
     The losses against different layers do not compare; the scores do. The directory
     then holds `layer_N/student` (a keras-nlp preset) and `layer_N/probe-*` (as
     `fine_tune` writes it, named by task and data), `report.md` and `curve.png`. Given
-    the same settings again, an interrupted trial goes on with the scores that are
+    the same settings again, an interrupted trial is resumed with the scores that are
     missing.
 
     Args:
@@ -105,7 +124,7 @@ def choose_layer(
             `teacher_layer` is not used. All students are trained side by side on one
             device: take a batch of a size that fits.
         output_dir: str or path. Made if missing.
-        task: str, a name in `evaluation.tasks.TASKS`, or a `Task`.
+        task: str, a name in `downstream.registry.TASKS`, or a `Task`.
         layers: sequence of int, from 1. Defaults to the upper half of the teacher's.
         data_dir: str or path of the task's published files; None for TFDS.
         tfds_data_dir: str or path. Where TFDS keeps its data.
@@ -114,7 +133,7 @@ def choose_layer(
         learning_rate: float.
         seed: int or sequence of int, of fine-tuning.
         progress_stream: text stream of the progress line. Defaults to standard error.
-        say: function that is called with each line of information.
+        log: function of a line of information.
 
     Returns:
         list of `LayerTrial`, by layer; the best by mean score is the answer.
@@ -124,12 +143,10 @@ def choose_layer(
             what. The task's data are read before anything is distilled.
         RuntimeError: if the loss of a layer, or of every probe, was not finite.
     """
-    task, output_dir = get_task(task), Path(output_dir)
-    if recipe.objective != "relations":
-        raise ValueError(
-            "`objective` must be relations to choose a layer. "
-            f"Received: objective={recipe.objective!r}."
-        )
+    task = get_task(task)
+    objective_for(
+        recipe.objective, lambda each: each.compares_layers, "to choose a layer"
+    )
     for name, known in (
         ("accumulation_steps", (1,)),
         ("strategy", ("auto", "one_device")),
@@ -140,8 +157,15 @@ def choose_layer(
                 "which trains all students on one device. "
                 f"Received: {name}={getattr(recipe, name)!r}."
             )
-    cells = grid_cells((learning_rate,), (epochs,), as_values(seed, 0))
-    check_counts(num_train_examples=num_train_examples)
+    started = time.perf_counter()
+    probe_settings = FineTuningSettings(
+        learning_rate=learning_rate,
+        epochs=epochs,
+        seed=seed,
+        num_train_examples=num_train_examples,
+        dtype_policy=recipe.dtype_policy,
+    )
+    cells = probe_settings.cells(task)
     set_seed(recipe.seed)
     teacher, tokenizer = load_teacher(recipe)
     depth = len(block_calls(teacher))
@@ -153,44 +177,62 @@ def choose_layer(
         *(
             array
             for split in ("train", task.dev_split)
-            for array in _as_bytes(load_examples(task, split, **data))
+            for array in _as_bytes(task.load(split, **data))
         )
     )
-    losses = _distilled(
-        recipe, output_dir, teacher, tokenizer, layers, progress_stream, say
+    settings = LayerSettings(
+        **{**dataclasses.asdict(recipe), "layers": tuple(layers)},
+        teacher_sha256=sha256(*teacher.get_weights()),
     )
-    trials = []
-    for layer in layers:
-        say(f"Layer {layer}: fine-tunes on {task.title}.")
-        # One directory for each probe; the rest of its settings are its cells.
-        name = f"probe-{task.name}-{num_train_examples}-{checksum[:8]}"
-        probe = output_dir / f"layer_{layer}" / name
-        finished = FinishedCells(probe / "cells")
-        if not set(cells) <= set(finished.load()):
-            # Of a probe that diverged, the cells say so.
+    students = tuple(_name(layer) for layer in layers)
+    kind = dataclasses.replace(
+        KIND, outputs=(*KIND.outputs, *students), evidence=students
+    )
+    with RunDirectory.open(
+        output_dir,
+        settings,
+        kind,
+        reads={"teacher": recipe.teacher, "corpus": recipe.corpus},
+        accepts=(PREPARED,),
+    ) as directory:
+        losses = _losses_found(directory)
+        if losses is None:
+            losses = _distilled(
+                recipe, directory, teacher, tokenizer, layers, progress_stream, log
+            )
+        else:
+            log(f"Resumes with the students in {directory.path}.")
+        directory.reopen()
+        trials = []
+        for layer in layers:
+            log(f"Layer {layer}: fine-tunes on {task.title}.")
+            path = directory.path / _name(layer)
+            # One directory for each probe; the rest of its settings are its cells.
+            name = f"probe-{task.name}-{num_train_examples}-{checksum[:8]}"
+            scores = ()
+            # A diverged probe is recorded in its cell.
             with contextlib.suppress(NoFiniteLossError):
-                fine_tune(
-                    output_dir / f"layer_{layer}" / "student",
+                probe = fine_tune(
+                    path / "student",
                     task,
-                    probe,
+                    path / name,
+                    probe_settings,
                     **data,
-                    learning_rate=learning_rate,
-                    epochs=epochs,
-                    seed=seed,
-                    num_train_examples=num_train_examples,
                     sequence_length=min(
                         task.sequence_length, teacher.max_sequence_length
                     ),
-                    dtype_policy=recipe.dtype_policy,
                     progress_stream=progress_stream,
-                    say=lambda line: None,
+                    log=lambda line: None,
                 )
-        results = finished.load()
-        scores = [results[cell].score for cell in cells]
-        scores = tuple(score for score in scores if score is not None)
-        trials.append(LayerTrial(layer, *losses[str(layer)], scores))
-        say(f"  {_score(trials[-1])}")
-    _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs)
+                scores = [probe.results[cell].score for cell in cells]
+                scores = tuple(score for score in scores if score is not None)
+            trials.append(LayerTrial(layer, *losses[str(layer)], scores))
+            log(f"  {_score(trials[-1])}")
+        with writing(directory.path):
+            probe = {"num_train_examples": num_train_examples, "epochs": epochs}
+            report = _report(recipe, directory.path, task, teacher, trials, **probe)
+            report.save(time.perf_counter() - started)
+        directory.finish()
     return trials
 
 
@@ -210,21 +252,32 @@ def best_trial(trials):
 
 def trial_table(trials, task):
     """The scores of all layers, as Markdown."""
-    metric = main_metric(get_task(task))
-    return markdown_table(
-        ["layer", "loss before", "loss after", f"{metric}, mean", "deviation", "runs"],
-        [
-            [
-                str(trial.layer),
-                f"{trial.loss_before:.4f}",
-                f"{trial.loss_after:.4f}",
-                "diverged" if trial.mean is None else f"{100 * trial.mean:.2f}",
-                "" if trial.deviation is None else f"{100 * trial.deviation:.2f}",
-                str(len(trial.scores)),
-            ]
-            for trial in trials
-        ],
-    )
+    rows, formats = _rows(trials, task), _formats(task)
+    cells = [
+        ["" if v is None else formats.get(c, str)(v) for c, v in row.items()]
+        for row in rows
+    ]
+    return markdown_table(list(rows[0]), cells)
+
+
+def _rows(trials, task):
+    return [
+        {
+            "layer": trial.layer,
+            "loss before": trial.loss_before,
+            "loss after": trial.loss_after,
+            f"{get_task(task).main_metric}, mean": trial.mean,
+            "deviation": trial.deviation,
+            "runs": len(trial.scores),
+        }
+        for trial in trials
+    ]
+
+
+def _formats(task):
+    losses = dict.fromkeys(("loss before", "loss after"), "{:.4f}".format)
+    scores = (f"{get_task(task).main_metric}, mean", "deviation")
+    return {**losses, **dict.fromkeys(scores, percent)}
 
 
 def _as_bytes(examples):
@@ -237,56 +290,46 @@ def _as_bytes(examples):
 def _score(trial):
     if trial.mean is None:
         return "The loss was not finite."
-    deviation = "" if trial.deviation is None else f" ± {100 * trial.deviation:.2f}"
-    return f"{100 * trial.mean:.2f}{deviation}"
+    deviation = "" if trial.deviation is None else f" ± {percent(trial.deviation)}"
+    return f"{percent(trial.mean)}{deviation}"
 
 
-def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
-    """Held-out losses before and after by layer; students are written."""
-    settings = dataclasses.asdict(recipe) | {"layers": layers}
-    settings["teacher_sha256"] = sha256(*teacher.get_weights())
-    del settings["teacher_layer"]
-    # As JSON gives it back.
-    settings = json.loads(json.dumps(settings))
-    path = output_dir / "settings.json"
+def _name(layer):
+    """The directory of a layer's student and its probes."""
+    return f"layer_{layer}"
+
+
+def _losses_found(directory):
+    """The losses of students that are there, by layer; None where they are not."""
+    path = directory.path / "losses.json"
     if path.is_file():
-        known = read_json(path)
-        if known.get("settings") == settings:
-            say(f"Goes on with the students in {output_dir}.")
-            return known["losses"]
-        raise FileExistsError(
-            "`output_dir` must not hold a trial of other settings. "
-            f"Received: output_dir={output_dir}."
-        )
-    check_no_file(output_dir)
-    names = visible_names(output_dir)
-    # What a run that ended before it wrote its settings has left.
-    left = {path.name for path in output_dir.glob("layer_*")}
-    if set(names) - {"prepared"} - left:
-        raise FileExistsError(
-            "`output_dir` must be empty or new. "
-            f"Received: output_dir={output_dir}, which holds {', '.join(names[:3])}."
-        )
-    examples = make_examples(recipe, tokenizer, output_dir, say=say)
-    with corpus_errors(*examples.values()):
-        held_out = held_out_batches(recipe, teacher, examples["held_out"])
-        first = None
-        if recipe.student_initialization == "projection":
+        return read_json(path)
+    # Earlier versions wrote them with the settings.
+    path = directory.path / directory.kind.settings_file
+    return read_json(path).get("losses") if directory.state != NEW else None
+
+
+def _distilled(recipe, directory, teacher, tokenizer, layers, stream, log):
+    """Distils all layers; returns held-out losses before and after by layer."""
+    examples = make_examples(recipe, tokenizer, directory, log)
+    first = None
+    if recipe.initialization.needs_examples:
+        with corpus_errors(*examples.values()):
             batch = sample(examples["train"], NUM_PROJECTION_EXAMPLES)
             first = with_segment_ids(teacher, batch)
-        candidates = LayerCandidates(
-            teacher,
-            {layer: make_student(teacher, recipe, first) for layer in layers},
-            recipe.num_relation_heads,
-            recipe.relation_weights,
-            lambda: recipe_optimizer(recipe),
-        )
-        directories = {layer: output_dir / f"layer_{layer}" for layer in layers}
-        # What cannot be written shows before hours are spent.
-        with writing(output_dir):
-            for directory in directories.values():
-                directory.mkdir(parents=True, exist_ok=True)
-        say(
+    candidates = LayerCandidates(
+        teacher,
+        {layer: make_student(teacher, recipe, first) for layer in layers},
+        recipe.num_relation_heads,
+        recipe.relation_weights,
+        lambda: recipe_optimizer(recipe),
+    )
+    directory.start()
+    # `start` has moved them.
+    examples = make_examples(recipe, tokenizer, directory, log)
+    with corpus_errors(*examples.values()):
+        held_out = held_out_batches(recipe, teacher, examples["held_out"])
+        log(
             f"Teacher: {describe(teacher)}; layers {', '.join(map(str, layers))}, "
             f"{recipe.total_steps:,} updates each."
         )
@@ -318,12 +361,11 @@ def _distilled(recipe, output_dir, teacher, tokenizer, layers, stream, say):
                 "peak_learning_rate."
             )
     losses = {str(layer): [before[layer], after[layer]] for layer in layers}
-    for layer, distiller in candidates.distillers.items():
-        save_student(distiller.student, tokenizer, directories[layer] / "student")
-    with replacing_file(path) as temporary:
-        temporary.write_text(
-            json.dumps({"settings": settings, "losses": losses}, indent=2) + "\n"
-        )
+    with writing(directory.path):
+        for layer, distiller in candidates.distillers.items():
+            path = directory.path / _name(layer) / "student"
+            save_student(distiller.student, tokenizer, path)
+        write_json(directory.path / "losses.json", losses)
     return losses
 
 
@@ -334,38 +376,31 @@ def _held_out_losses(candidates, held_out):
     }
 
 
-def _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs):
-    """Writes `report.md` and `curve.png`."""
+def _report(recipe, output_dir, task, teacher, trials, num_train_examples, epochs):
+    """Draws `curve.png`; returns the `Report`."""
     best = best_trial(trials)
     tokens = recipe.total_steps * recipe.batch_size * recipe.sequence_length
-    facts = [
-        ["teacher", f"{recipe.teacher}, {describe(teacher)}"],
-        ["student begins from", beginning(recipe)],
-        [
-            "distillation of each layer",
-            f"{recipe.total_steps:,} updates, {count(tokens)} tokens",
-        ],
-        [
-            "probe",
-            f"{task.title}, {num_train_examples:,} training examples at most, "
-            f"{epochs} epochs",
-        ],
-        ["seed of distillation, runs", f"{recipe.seed}, 1 a layer"],
-        ["hardware", hardware()],
-        ["date", datetime.date.today().isoformat()],
-    ]
-    text = "\n\n".join(
-        [
-            f"# Layers of {model_name(recipe.teacher)}",
-            f"Best by the probe: layer {best.layer}, {_score(best)}. The losses of "
-            "different layers do not compare: each is against another target.",
-            trial_table(trials, task),
-            "![Score by layer](curve.png)",
-            markdown_table(["setting", "value"], facts),
-        ]
+    report = Report(output_dir, f"Layers of {model_name(recipe.teacher)}")
+    report.text(
+        f"Best by the probe: layer {best.layer}, {_score(best)}. The losses of "
+        "different layers do not compare: each is against another target."
     )
-    with replacing_file(output_dir / "report.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    report.table("layers", _rows(trials, task), formats=_formats(task))
+    report.picture("curve.png", "Score by layer")
+    report.fact("teacher", recipe.teacher, f"{recipe.teacher}, {describe(teacher)}")
+    report.fact("student initialized from", recipe.initialization.description())
+    report.fact(
+        "distillation of each layer",
+        recipe.total_steps,
+        f"{recipe.total_steps:,} updates, {count(tokens)} tokens",
+    )
+    report.fact(
+        "probe",
+        task.name,
+        f"{task.title}, {num_train_examples:,} training examples at most, {epochs} "
+        "epochs",
+    )
+    report.fact("seed of distillation", recipe.seed, f"{recipe.seed}, 1 run a layer")
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -378,9 +413,10 @@ def _write(recipe, output_dir, task, teacher, trials, num_train_examples, epochs
         capsize=3,
     )
     axes.set_xlabel("teacher layer")
-    axes.set_ylabel(f"{task.title} {main_metric(task)}, x 100")
+    axes.set_ylabel(f"{task.title} {task.main_metric}, x 100")
     axes.set_title(f"Students of {model_name(recipe.teacher)}, {count(tokens)} tokens")
     axes.set_xticks([trial.layer for trial in trials])
     axes.grid(alpha=0.3)
     with replacing_file(output_dir / "curve.png") as temporary:
         figure.savefig(temporary, format="png")
+    return report

@@ -1,23 +1,23 @@
 """A recipe: everything that decides what one run does."""
 
-import dataclasses
-import difflib
-import json
 import runpy
-import types
-import typing
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
-from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.distillation.initialization import Initialization
+from keras_minilmv2.distillation.objectives import OBJECTIVES
+from keras_minilmv2.runs.settings import Settings
+from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 
-OBJECTIVES = ("relations", "attention_values", "hidden_states", "masked_tokens")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-INITIALIZATIONS = ("random", "layers", "projection", "preset")
+_OLD_FIELDS = {
+    "student_teacher_layers": tuple[int, ...] | None,
+    "student_preset": str | None,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """Settings of one distillation run.
 
     A recipe file is a Python file that sets `recipe = Recipe(...)`, or the JSON file
@@ -32,11 +32,12 @@ class Recipe:
         student_hidden_dim: int.
         student_intermediate_dim: int.
         student_embedding_dim: int or None. For ALBERT and ELECTRA.
-        student_initialization: `"random"`, `"layers"`, `"projection"` or `"preset"`.
-        student_teacher_layers: tuple of int or None. Layers that the student begins
-            with.
-        student_preset: str or None. For `"preset"`: a student to go on from, of the
-            shape above; as `teacher`.
+        student_initialization: str. `"random"`; `"layers"` or `"projection"`, also with
+            the teacher's layers as in `"layers:1,3,6"`; or `"preset:PATH"`, an earlier
+            student of the shape above, named as `teacher` is.
+        student_teacher_layers: tuple of int or None. Only in older recipes; becomes
+            part of `student_initialization`.
+        student_preset: str or None. Only in older recipes; likewise.
         student_dropout: float.
         objective: str. What the student learns: `"relations"`, or, to compare with,
             `"attention_values"` (MiniLM v1), `"hidden_states"` or `"masked_tokens"`
@@ -85,8 +86,8 @@ class Recipe:
     student_intermediate_dim: int
     student_embedding_dim: int | None = None
     student_initialization: str = "random"
-    student_teacher_layers: tuple[int, ...] | None = None
-    student_preset: str | None = None
+    student_teacher_layers: InitVar[tuple[int, ...] | None] = None
+    student_preset: InitVar[str | None] = None
     student_dropout: float = 0.1
     # Objective.
     objective: str = "relations"
@@ -124,30 +125,52 @@ class Recipe:
     dtype_policy: str = "float32"
     seed: int = 0
 
-    def __post_init__(self):
-        for spec in dataclasses.fields(self):
-            value = _converted(getattr(self, spec.name), spec.type)
-            if value is _WRONG:
-                raise TypeError(
-                    f"`{spec.name}` must be {_type_name(spec.type)}. "
-                    f"Received: {spec.name}={getattr(self, spec.name)!r}."
-                )
-            object.__setattr__(self, spec.name, value)
-        for name in (
-            "batch_size",
-            "checkpoint_every",
-            "steps_per_execution",
-            "accumulation_steps",
-            "held_out_examples",
-            "log_every",
-            "evaluate_every",
-            "total_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"`{name}` must be at least 1. "
-                    f"Received: {name}={getattr(self, name)}."
-                )
+    def __post_init__(self, student_teacher_layers, student_preset):
+        if isinstance(self.student_initialization, str):
+            initialization = Initialization.from_fields(
+                self.student_initialization, student_teacher_layers, student_preset
+            )
+            object.__setattr__(self, "student_initialization", str(initialization))
+        super().__post_init__()
+
+    @property
+    def initialization(self):
+        """The `Initialization` that `student_initialization` describes."""
+        return Initialization.parse(self.student_initialization)
+
+    @classmethod
+    def field_types(cls, names=()):
+        """As for `Settings`; fields of older recipes are known but not listed."""
+        old = {name: _OLD_FIELDS[name] for name in names if name in _OLD_FIELDS}
+        return super().field_types([name for name in names if name not in old]) | old
+
+    def check(self):
+        """Raises unless all values are in their ranges and fit together."""
+        check_int(
+            batch_size=self.batch_size,
+            total_steps=self.total_steps,
+            log_every=self.log_every,
+            evaluate_every=self.evaluate_every,
+            checkpoint_every=self.checkpoint_every,
+            steps_per_execution=self.steps_per_execution,
+            accumulation_steps=self.accumulation_steps,
+            held_out_examples=self.held_out_examples,
+            held_out_every=self.held_out_every,
+        )
+        check_int(least=0, warmup_steps=self.warmup_steps)
+        check_int(least=0, below=2**32, seed=self.seed)
+        check_number(above=0, peak_learning_rate=self.peak_learning_rate)
+        check_number(above=0, epsilon=self.epsilon)
+        check_number(least=0, weight_decay=self.weight_decay)
+        check_number(
+            least=0,
+            below=1,
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            student_dropout=self.student_dropout,
+        )
+        if self.gradient_clip_norm is not None:
+            check_number(above=0, gradient_clip_norm=self.gradient_clip_norm)
         for name in ("total_steps", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) % self.steps_per_execution != 0:
                 raise ValueError(
@@ -155,58 +178,20 @@ class Recipe:
                     f"steps_per_execution={self.steps_per_execution}, "
                     f"{name}={getattr(self, name)}."
                 )
+        if self.batch_size % self.accumulation_steps != 0:
+            raise ValueError(
+                "`accumulation_steps` must divide `batch_size`. Received: "
+                f"accumulation_steps={self.accumulation_steps}, "
+                f"batch_size={self.batch_size}."
+            )
         kept = self.keep_every
         if kept is not None and (kept < 1 or kept % self.evaluate_every != 0):
             raise ValueError(
                 "`keep_every` must be a multiple of `evaluate_every`, or None. "
                 f"Received: keep_every={kept}, evaluate_every={self.evaluate_every}."
             )
-        if (self.student_preset is None) == (self.student_initialization == "preset"):
-            raise ValueError(
-                "`student_preset` must be given with student_initialization='preset', "
-                f"and only then. Received: student_preset={self.student_preset!r}, "
-                f"student_initialization={self.student_initialization!r}."
-            )
-        for name, known in (
-            ("dtype_policy", DTYPE_POLICIES),
-            ("objective", OBJECTIVES),
-            ("student_initialization", INITIALIZATIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(known)}. "
-                    f"Received: {name}={getattr(self, name)!r}."
-                )
-
-    def override(self, assignments):
-        """Returns a recipe with some fields set from text.
-
-        Args:
-            assignments: iterable of str `field=value`. A tuple's items are separated
-                by commas, a dict is `qq:1,vv:0.5`, and `none` is None.
-
-        Raises:
-            ValueError: if there is no such field, or the text is not of its type.
-        """
-        changes = {}
-        for assignment in assignments:
-            name, equals, text = assignment.partition("=")
-            if not equals:
-                raise ValueError(
-                    "`--set` must be given as field=value. "
-                    f"Received: --set {assignment!r}."
-                )
-            changes[name] = _parsed(name, text, _field_types_or_error([name])[name])
-        return dataclasses.replace(self, **changes)
-
-    def to_json(self):
-        """The fields as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    def save(self, path):
-        """Writes the fields as a JSON file that `load_recipe` reads."""
-        with replacing_file(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
+        check_choice(DTYPE_POLICIES, dtype_policy=self.dtype_policy)
+        check_choice(OBJECTIVES, objective=self.objective)
 
 
 def load_recipe(path):
@@ -229,24 +214,11 @@ def load_recipe(path):
             f"`recipe` must be a .py or .json file. Received: recipe={path}."
         )
     if path.suffix == ".json":
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"`recipe` must be a JSON file. Received: recipe={path} ({error})."
-            ) from error
-        if not isinstance(fields, dict):
-            raise ValueError(
-                "`recipe` must be a JSON object of fields. "
-                f"Received: recipe={path} with a {type(fields).__name__}."
-            )
-        return make_recipe(fields, path)
+        return Recipe.load(path)
     try:
         recipe = runpy.run_path(str(path)).get("recipe")
     except TypeError as error:
-        if "Recipe.__init__()" in str(error):
-            raise ValueError(_constructor_message(error, path)) from error
-        raise
+        raise Recipe.constructor_error(error, path) from None
     except (ValueError, OSError, ImportError):
         raise
     except Exception as error:
@@ -261,114 +233,3 @@ def load_recipe(path):
             f"Received: recipe={path}."
         )
     return recipe
-
-
-def make_recipe(fields, source="recipe"):
-    """Makes a recipe of a dict of fields; unknown and missing ones are named."""
-    _field_types_or_error(fields)
-    try:
-        return Recipe(**fields)
-    except TypeError as error:
-        if "Recipe.__init__()" in str(error):
-            raise ValueError(_constructor_message(error, source)) from error
-        raise
-
-
-def _field_types():
-    return {spec.name: spec.type for spec in dataclasses.fields(Recipe)}
-
-
-def _field_types_or_error(names):
-    types_by_name = _field_types()
-    for name in names:
-        if name not in types_by_name:
-            close = difflib.get_close_matches(name, types_by_name, n=1)
-            raise ValueError(
-                f"A recipe has no field `{name}`."
-                + (f" Did you mean `{close[0]}`?" if close else "")
-                + f" Known fields: {', '.join(types_by_name)}."
-            )
-    return types_by_name
-
-
-def _constructor_message(error, source):
-    """Turns Python's complaint about arguments into one about fields."""
-    message = str(error).removeprefix("Recipe.__init__() ")
-    message = message.replace("keyword-only ", "").replace("keyword ", "")
-    return (
-        f"{source}: {message.replace('argument', 'field')}. "
-        f"Known fields: {', '.join(_field_types())}."
-    )
-
-
-_WRONG = object()
-
-
-def _converted(value, annotation):
-    """The value as its annotation wants it, or `_WRONG`."""
-    origin = typing.get_origin(annotation)
-    arguments = typing.get_args(annotation)
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return _converted(value, arguments[0])
-    if origin is tuple:
-        if not isinstance(value, tuple | list):
-            return _WRONG
-        items = tuple(_converted(item, arguments[0]) for item in value)
-        return _WRONG if _WRONG in items else items
-    if origin is dict:
-        if not isinstance(value, dict):
-            return _WRONG
-        items = {key: _converted(item, arguments[1]) for key, item in value.items()}
-        good = all(isinstance(key, arguments[0]) for key in items)
-        return items if good and _WRONG not in items.values() else _WRONG
-    if isinstance(value, bool):
-        return value if annotation is bool else _WRONG
-    if annotation is float and isinstance(value, int):
-        return float(value)
-    return value if isinstance(value, annotation) else _WRONG
-
-
-def _parsed(name, text, annotation):
-    """A field's value from command-line text."""
-    try:
-        return _from_text(text.strip(), annotation)
-    except ValueError as error:
-        raise ValueError(
-            f"`{name}` must be {_type_name(annotation)}. "
-            f"Received: --set {name}={text!r}."
-        ) from error
-
-
-def _from_text(text, annotation):
-    origin = typing.get_origin(annotation)
-    arguments = typing.get_args(annotation)
-    if origin is types.UnionType:
-        return None if text.lower() == "none" else _from_text(text, arguments[0])
-    if origin is tuple:
-        items = (item.strip() for item in text.split(","))
-        return tuple(_from_text(item, arguments[0]) for item in items if item)
-    if origin is dict:
-        pairs = (item.split(":") for item in text.split(",") if item.strip())
-        return {key.strip(): _from_text(value, arguments[1]) for key, value in pairs}
-    if annotation is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError
-        return text.lower() == "true"
-    return annotation(text)
-
-
-def _type_name(annotation):
-    """A type in words."""
-    origin = typing.get_origin(annotation)
-    arguments = typing.get_args(annotation)
-    if origin is types.UnionType:
-        return f"{_type_name(arguments[0])} or None"
-    if origin is tuple:
-        return f"a tuple of {arguments[0].__name__}"
-    if origin is dict:
-        return f"a dict of {arguments[1].__name__}"
-    return {bool: "true or false", int: "an int", str: "a str", float: "a float"}[
-        annotation
-    ]

@@ -1,4 +1,4 @@
-"""What a run was: names, hardware, `report.md`."""
+"""What a run found, said once: `report.json` for machines, `report.md` for people."""
 
 import base64
 import datetime
@@ -11,49 +11,116 @@ import tensorflow as tf
 
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.training.callbacks import clock
-from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.utils.files import read_json, replacing_file, write_json
 from keras_minilmv2.utils.hardware import hardware
-from keras_minilmv2.utils.tables import count, markdown_table, megabytes
+from keras_minilmv2.utils.tables import clock, count, markdown_table
 from keras_minilmv2.version import __version__
 
-
-def model_name(preset):
-    """A short name for a preset: of a directory `name/model`, its parent's too."""
-    path = Path(preset)
-    if path.name in ("model", "student", "teacher") and path.parent.name:
-        return f"{path.parent.name}/{path.name}"
-    return path.name
+_JSON, _MARKDOWN = "report.json", "report.md"
+OUTPUTS = (_JSON, _MARKDOWN)
 
 
-def describe(backbone):
-    """One phrase about a backbone."""
-    return (
-        f"{family_of(backbone).name} {len(block_calls(backbone))}x"
-        f"{backbone.hidden_dim}, {count(backbone.count_params())} parameters"
-    )
+class Report:
+    """What a run found, in the order in which people read it.
+
+    Everything is told once: `save` writes the values to `report.json` and the same,
+    in words and tables, to `report.md`. The facts, with hardware, date and versions
+    after them, are the last table but for the closing text.
+
+    Args:
+        directory: path of the run.
+        title: str.
+    """
+
+    def __init__(self, directory, title):
+        self.directory = Path(directory)
+        self.title = title
+        self._parts = []
+        self._closing = []
+        self._values = {"title": title, "facts": {}, "tables": {}, "pictures": []}
+        self._rows = []
+
+    def text(self, paragraph):
+        """Adds a paragraph of Markdown."""
+        self._parts.append(paragraph)
+
+    def closing(self, paragraph):
+        """Adds a paragraph that comes after the facts."""
+        self._closing.append(paragraph)
+
+    def fact(self, name, value, shown=None):
+        """Adds one fact.
+
+        Args:
+            name: str, in words: in the key in the JSON file, `_` stands between them.
+            value: str, number or None, as the JSON file has it.
+            shown: str. How people read it. Defaults to the value.
+        """
+        self._values["facts"][re.sub(r"\W+", "_", name)] = value
+        self._rows.append([name, _shown(value) if shown is None else shown])
+
+    def table(self, name, rows, formats=None):
+        """Adds a table.
+
+        Args:
+            name: str, of the table in the JSON file.
+            rows: list of dicts by column, all with the same columns. None is a value
+                that is not there.
+            formats: dict by column of functions that give the text of a value that is
+                a number.
+        """
+        self._values["tables"][name] = rows
+        columns = list(rows[0])
+        formats = formats or {}
+        cells = [
+            [_shown(row[column], formats.get(column)) for column in columns]
+            for row in rows
+        ]
+        self._parts.append(markdown_table(columns, cells))
+
+    def picture(self, file, caption):
+        """Adds a picture that lies in the directory.
+
+        Args:
+            file: str, its name.
+            caption: str.
+        """
+        self._values["pictures"].append(file)
+        self._parts.append(f"![{caption}]({file})")
+
+    def save(self, seconds=None):
+        """Writes `report.json` and then `report.md`.
+
+        Args:
+            seconds: float. The wall time of the run, or None.
+        """
+        if seconds is not None:
+            self.fact("wall time", round(seconds, 1), clock(seconds))
+        self.fact("hardware", hardware())
+        self.fact("date", datetime.date.today().isoformat())
+        self.fact(
+            "versions",
+            f"keras-minilmv2 {__version__}, Keras {keras.__version__}, TensorFlow "
+            f"{tf.__version__}, keras-hub {keras_hub.__version__}",
+        )
+        facts = markdown_table(["setting", "value"], self._rows)
+        parts = [f"# {self.title}", *self._parts, facts, *self._closing]
+        write_json(self.directory / _JSON, self._values)
+        with replacing_file(self.directory / _MARKDOWN) as temporary:
+            # A file that is named in it may have a name that is no UTF-8.
+            text = "\n\n".join(parts) + "\n"
+            temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-# The loss of an objective, and its unit.
-_LOSSES = {
-    "relations": ("relation loss", "nats"),
-    "attention_values": ("attention and value-relation loss", "nats"),
-    "hidden_states": ("hidden-state loss", "squared units"),
-    "masked_tokens": ("masked-token loss", "nats"),
-}
+def load_report(directory):
+    """The content of a `report.json`.
 
-
-def loss_name(recipe):
-    """What the loss of a recipe is called, with its unit: `"relation loss [nats]"`."""
-    name, unit = _LOSSES[recipe.objective]
-    return f"{name} [{unit}]"
-
-
-def held_out_summary(recipe, history):
-    """One sentence: the held-out loss before and after."""
-    name, unit = _LOSSES[recipe.objective]
-    before, after = (history.series("held_out_loss")[1][i] for i in (0, -1))
-    return f"Held-out {name}: {before:.4f} {unit} before, {after:.4f} after."
+    Returns:
+        dict: `"title"`, `"facts"` by name, `"tables"` as lists of dicts by name, and
+        `"pictures"`; empty where there is no such file, as in runs of earlier versions.
+    """
+    path = Path(directory) / _JSON
+    return read_json(path) if path.is_file() else {}
 
 
 def report_text(directory):
@@ -72,122 +139,34 @@ def report_text(directory):
         picture = base64.b64encode((directory / match[2]).read_bytes()).decode()
         return f"![{match[1]}](data:image/png;base64,{picture})"
 
-    text = (directory / "report.md").read_text(encoding="utf-8")
+    text = (directory / _MARKDOWN).read_text(encoding="utf-8")
     return re.sub(r"!\[([^]]*)\]\(([^):]+\.png)\)", embed, text)
 
 
-def write_report(run):
-    """Writes `report.md`: what was run, on what, with which result."""
-    recipe, history = run.recipe, run.history
-    prefix = "held_out_"
-    parts = [
-        name.removeprefix(prefix)
-        for name in history.names()
-        if name.startswith(prefix) and name != f"{prefix}loss"
-    ]
-    losses = [
-        [
-            name,
-            *(
-                f"{history.series(f'{prefix}{column}')[1][index]:.4f}"
-                for column in ("loss", *parts)
-            ),
-        ]
-        for name, index in (("before", 0), ("after", -1))
-    ]
-    tokens = recipe.total_steps * recipe.batch_size * recipe.sequence_length
-    models = [
-        [
-            role,
-            describe(backbone),
-            megabytes(4 * backbone.count_params()),
-        ]
-        for role, backbone in (("teacher", run.teacher), ("student", run.student))
-    ]
-    facts = [
-        *_objective_facts(recipe),
-        ["student begins from", beginning(recipe)],
-        ["corpus", ", ".join(recipe.corpus)],
-        [
-            "steps",
-            f"{recipe.total_steps:,} of {recipe.batch_size} x "
-            f"{recipe.sequence_length} tokens, {count(tokens)} tokens",
-        ],
-        [
-            "held-out text",
-            f"{recipe.held_out_examples} sequences at most, every "
-            f"{recipe.held_out_every}-th piece of the corpus",
-        ],
-        ["seed, runs", f"{recipe.seed}, 1"],
-        ["precision", recipe.dtype_policy],
-        ["hardware", hardware()],
-        ["wall time", clock(run.seconds)],
-        ["date", datetime.date.today().isoformat()],
-        [
-            "versions",
-            f"keras-minilmv2 {__version__}, Keras {keras.__version__}, TensorFlow "
-            f"{tf.__version__}, keras-hub {keras_hub.__version__}",
-        ],
-    ]
-    text = "\n\n".join(
-        [
-            f"# {run_title(recipe)}",
-            held_out_summary(recipe, history),
-            markdown_table(["student", "loss", *parts], losses),
-            "![Loss and learning rate over steps](curves.png)",
-            markdown_table(["model", "shape", "float32 weights"], models),
-            markdown_table(["setting", "value"], facts),
-            "The student is in `student/`, a keras-nlp preset: "
-            f"`keras_hub.models.Backbone.from_preset` reads it. {_untrained(recipe)} "
-            "as initialised: fine-tune before use. All settings are in "
-            "`recipe.json`, the numbers behind the curves in `history.csv`.",
-        ]
-    )
-    with replacing_file(run.output_dir / "report.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+def model_name(preset):
+    """A short name for a preset: of a directory `name/model`, its parent's too."""
+    path = Path(preset)
+    if path.name in ("model", "student", "teacher") and path.parent.name:
+        return f"{path.parent.name}/{path.name}"
+    return path.name
 
 
-def run_title(recipe):
-    """What a run does, in one line."""
-    teacher = model_name(recipe.teacher)
-    student = f"{recipe.student_num_layers}x{recipe.student_hidden_dim}"
-    if recipe.objective == "masked_tokens":
-        return f"Masked language modelling of a {student} like {teacher}"
-    title = f"Distillation of {teacher} to {student}"
-    if recipe.objective == "relations":
-        return f"{title}, {recipe.num_relation_heads} relation heads"
-    return f"{title}, {_LOSSES[recipe.objective][0]}"
-
-
-def beginning(recipe):
-    """What a student begins from, with the teacher's layers, or its preset."""
-    if recipe.student_preset:
-        return recipe.student_preset
-    layers = recipe.student_teacher_layers
-    if not layers:
-        return recipe.student_initialization
-    numbers = ", ".join(map(str, layers))
-    of = "" if recipe.student_initialization == "layers" else " of layers"
-    return f"{recipe.student_initialization}{of} {numbers}"
-
-
-def _objective_facts(recipe):
-    if recipe.objective == "masked_tokens":
-        words = "words" if recipe.whole_words else "tokens"
-        return [
-            ["tokenizer and shape of", recipe.teacher],
-            ["objective", f"masked {words}"],
-        ]
-    facts = [["teacher", f"{recipe.teacher}, layer {recipe.teacher_layer}"]]
-    if recipe.objective == "relations":
-        return [*facts, ["relation heads", f"{recipe.num_relation_heads}"]]
-    return [*facts, ["objective", recipe.objective.replace("_", " ")]]
-
-
-def _untrained(recipe):
-    if recipe.objective in ("hidden_states", "masked_tokens"):
-        return "A pooler got no gradient and is"
+def describe(backbone):
+    """One phrase about a backbone."""
     return (
-        "The attention output, norms and feed-forward of its last layer, and a pooler, "
-        "got no gradient and are"
+        f"{family_of(backbone).name} {len(block_calls(backbone))}x"
+        f"{backbone.hidden_dim}, {count(backbone.count_params())} parameters"
     )
+
+
+def _shown(value, form=None):
+    """A value as people read it."""
+    if value is None:
+        return ""
+    if form is not None and not isinstance(value, str):
+        return form(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)

@@ -4,16 +4,10 @@ The token ids are those of training: `graph_tokenizer` gives what `fast_tokenize
 does.
 """
 
-import keras_hub
 import tensorflow as tf
 
+from keras_minilmv2.backbones.families import tokenizer_family
 from keras_minilmv2.tokenization.graphs import graph_tokenizer
-
-# These double the end token between two texts and number no segments.
-_WITHOUT_SEGMENTS = (
-    keras_hub.models.RobertaTokenizer,
-    keras_hub.models.XLMRobertaTokenizer,
-)
 
 
 class TextInputs:
@@ -46,9 +40,9 @@ class TextInputs:
         self._start = [tokenizer.start_token_id]
         self._end = [tokenizer.end_token_id]
         self._pad = tokenizer.pad_token_id
-        has_segments = not isinstance(tokenizer, _WITHOUT_SEGMENTS)
-        self._between = self._end if has_segments else self._end * 2
-        self._second_segment = 1 if has_segments else 0
+        family = tokenizer_family(tokenizer)
+        self._between = self._end * family.num_separators
+        self._second_segment = family.second_segment
         self._lengths = sequence_lengths
         self._segment_ids, self._answer_mask = segment_ids, answer_mask
         self._num_special = 2 + (num_texts - 1) * len(self._between)

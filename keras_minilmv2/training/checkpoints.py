@@ -1,13 +1,14 @@
-"""Everything a run needs to go on, in one file for each checkpoint."""
+"""Checkpoints of a run: all that a resumed run needs, in one file each."""
 
+import io
 import json
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from keras import ops
 
+from keras_minilmv2.training.strategy import from_chief, is_chief, num_workers
 from keras_minilmv2.utils.files import replacing_file
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
@@ -30,7 +31,7 @@ class Checkpoints:
         self.num_kept = num_kept
 
     def steps(self):
-        """Steps of the checkpoints that are there, ascending."""
+        """Steps of the existing checkpoints, ascending."""
         if not self.directory.is_dir():
             return []
         names = (_NAME.fullmatch(path.name) for path in self.directory.iterdir())
@@ -46,7 +47,7 @@ class Checkpoints:
         Args:
             step: int, optimizer updates done.
             distiller: a compiled `RelationDistiller`.
-            notes: what JSON can hold, given back by `restore`.
+            notes: what JSON can hold; `notes` returns it.
 
         Raises:
             OSError: if it cannot be written; earlier checkpoints are then untouched.
@@ -62,34 +63,82 @@ class Checkpoints:
         for old in self.steps()[: -self.num_kept]:
             self.path(old).unlink()
 
-    def read(self, step):
-        """Reads a checkpoint whole, so that damage shows before anything changes.
+    def read(self, step, distiller=None):
+        """Reads a whole checkpoint, so that damage shows before anything changes.
+
+        Args:
+            step: int.
+            distiller: a compiled `RelationDistiller` that it must fit, or None.
+
+        Returns:
+            dict of arrays.
 
         Raises:
-            ValueError: if the file is damaged.
+            ValueError: if the file is damaged, has weights that are not finite, or does
+                not fit.
         """
         path = self.path(step)
         try:
             with np.load(path) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+                arrays = {name: archive[name] for name in archive.files}
+            self.notes(arrays)
+        except Exception as error:
+            # Damage may show as anything: as MemoryError, if a header is forged.
             raise ValueError(
-                f"A checkpoint must be whole. Received: {path} ({error})."
+                f"A checkpoint must be whole. Received: {path} "
+                f"({type(error).__name__}: {error})."
             ) from error
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(
+                    "A checkpoint must have finite numbers. "
+                    f"Received: {path}, whose {name} has others."
+                )
+        if distiller is not None:
+            _check_fits(arrays, distiller)
+        return arrays
 
-    def latest(self):
-        """The latest checkpoint that is whole, and the steps of those that are not.
+    def latest(self, distiller=None):
+        """The latest checkpoint that can be used, and the steps of later ones.
+
+        Args:
+            distiller: as for `read`.
 
         Returns:
             tuple of a dict of arrays, or None, and a list of int.
         """
-        damaged = []
+        unusable = []
         for step in reversed(self.steps()):
             try:
-                return self.read(step), damaged
+                return self.read(step, distiller), unusable
             except ValueError:
-                damaged.append(step)
-        return None, damaged
+                unusable.append(step)
+        return None, unusable
+
+    def latest_of_chief(self, strategy, distiller):
+        """As `latest`, but of the chief's directory on every worker.
+
+        So workers without a shared file system resume at the same step. All workers
+        must call it.
+
+        Args:
+            strategy: `tf.distribute.Strategy`.
+            distiller: as for `read`.
+        """
+        arrays, unusable = None, []
+        chief = is_chief(strategy)
+        if chief:
+            arrays, unusable = self.latest(distiller)
+        if num_workers() == 1:
+            return arrays, unusable
+        content = b""
+        if arrays is not None:
+            content = self.path(self.notes(arrays)[0]).read_bytes()
+        content = from_chief(strategy, content)
+        if not chief and content:
+            with np.load(io.BytesIO(content)) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        return arrays, unusable
 
     @staticmethod
     def notes(arrays):
@@ -104,18 +153,28 @@ class Checkpoints:
         Raises:
             ValueError: if the checkpoint is of another student or optimizer.
         """
-        for group, variables in _variables(distiller).items():
-            names = [name for name in arrays if name.startswith(f"{group}/")]
-            shapes = [arrays[f"{group}/{i}"].shape for i in range(len(names))]
-            if shapes != [tuple(variable.shape) for variable in variables]:
-                raise ValueError(
-                    f"A checkpoint must fit the {group} of the run. Received: "
-                    f"{len(names)} arrays for {len(variables)} variables, or another "
-                    "shape."
-                )
+        _check_fits(arrays, distiller)
         for group, variables in _variables(distiller).items():
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"{group}/{i}"])
+        distiller.separate_seeds(restored=True)
+
+
+def _check_fits(arrays, distiller):
+    """Raises unless there is an array of its shape for each variable."""
+    for group, variables in _variables(distiller).items():
+        shapes = {
+            name: array.shape
+            for name, array in arrays.items()
+            if name.startswith(f"{group}/")
+        }
+        wanted = {f"{group}/{i}": tuple(v.shape) for i, v in enumerate(variables)}
+        if shapes != wanted:
+            raise ValueError(
+                f"A checkpoint must fit the {group} of the run. Received: "
+                f"{len(shapes)} arrays for {len(variables)} variables, or another "
+                "shape."
+            )
 
 
 def _variables(distiller):
@@ -123,9 +182,9 @@ def _variables(distiller):
     student = distiller.student.variables
     held = {id(variable) for variable in student}
     return {
-        # With the state of its dropout's random generators.
+        # Including the seeds of its dropout.
         "student": student,
-        # What some losses train along: a projection, a head.
+        # What some losses train beside it: a projection, a head.
         "beside": [each for each in distiller.variables if id(each) not in held],
         "optimizer": distiller.optimizer.variables,
         "metrics": distiller.metrics_variables,

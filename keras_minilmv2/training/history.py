@@ -1,4 +1,4 @@
-"""The curve of a run: rows of numbers, as a CSV file and as a picture."""
+"""The numbers of a run by step, written as a CSV file and as a picture."""
 
 import csv
 
@@ -11,16 +11,31 @@ from keras_minilmv2.utils.files import replacing_file
 class History:
     """Numbers of a run by step.
 
+    Args:
+        on_add: function of a step and a dict of float that is called with all numbers
+            that are added, or None.
+
     Attributes:
         rows: dict by step of dicts of float by name.
     """
 
-    def __init__(self):
+    def __init__(self, on_add=None):
         self.rows = {}
+        self.on_add = on_add
+
+    def add_rows(self, rows):
+        """Adds the rows of an earlier part of the run, without calling `on_add`.
+
+        Args:
+            rows: dict as in `rows`; a step may be a str, as JSON has it.
+        """
+        self.rows.update({int(step): row for step, row in rows.items()})
 
     def add(self, step, **values):
         """Adds numbers to the row of a step."""
         self.rows.setdefault(step, {}).update(values)
+        if self.on_add is not None:
+            self.on_add(step, values)
 
     def names(self):
         """Names of the columns: of training, then of held-out text."""
@@ -46,6 +61,16 @@ class History:
             for step, row in sorted(self.rows.items()):
                 cells = (f"{row[name]:.6g}" if name in row else "" for name in names)
                 writer.writerow([step, *cells])
+
+    @classmethod
+    def load_csv(cls, path):
+        """Reads what `save_csv` wrote; numbers have six digits."""
+        history = cls()
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step"))
+                history.add(step, **{k: float(v) for k, v in row.items() if v})
+        return history
 
     def save_curves(self, path, title, loss_name):
         """Draws losses and learning rate over steps as a PNG.

@@ -1,9 +1,10 @@
-"""The optimizer of the papers: AdamW with linear warm-up and decay."""
+"""AdamW with linear warm-up and decay, the optimizer of the papers."""
 
 import keras
 from keras import ops
 
-_NOT_DECAYED = r"(^|/)(bias|gamma|beta)(/replica_\d+)?(:\d+)?$"
+# `bias`, and `output_bias` of a head over the vocabulary.
+_NOT_DECAYED = r"(^|[/_])(bias|gamma|beta)(/replica_\d+)?(:\d+)?$"
 
 
 @keras.saving.register_keras_serializable(package="keras_minilmv2")
@@ -55,6 +56,27 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
             "warmup_steps": self.warmup_steps,
             "total_steps": self.total_steps,
         }
+
+
+def last_learning_rate(optimizer):
+    """The learning rate that the optimizer's last update used.
+
+    `optimizer.learning_rate` is that of the next one.
+
+    Args:
+        optimizer: a Keras optimizer.
+
+    Returns:
+        float. That of the first update if there was none yet.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        # Its own count includes skipped updates.
+        optimizer = optimizer.inner_optimizer
+    rate = optimizer.get_config()["learning_rate"]
+    if isinstance(rate, dict):
+        schedule = keras.optimizers.schedules.deserialize(rate)
+        rate = schedule(max(int(optimizer.iterations) - 1, 0))
+    return float(rate)
 
 
 def adamw(

@@ -1,4 +1,4 @@
-"""Which devices a run takes: one, several, several workers, or a TPU."""
+"""The devices of a run, and what its workers tell one another."""
 
 import contextlib
 import json
@@ -6,8 +6,11 @@ import os
 import socket
 import time
 
+import numpy as np
 import tensorflow as tf
 
+# Bytes that a worker sends at a time, each as a float32.
+_CHUNK_BYTES = 2**22
 _WORKER_SECONDS = 45
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
@@ -83,8 +86,69 @@ def is_chief(strategy):
     return resolver is None or not resolver.task_type or resolver.task_id == 0
 
 
+def on_any_worker(strategy):
+    """A function that tells whether something is true on any worker.
+
+    All workers must call it at the same steps: it is a collective operation.
+
+    Args:
+        strategy: `tf.distribute.Strategy`.
+
+    Returns:
+        function of a bool that returns a bool, or None with a single worker.
+    """
+    if num_workers() == 1:
+        return None
+    total = _summed(strategy)
+    return lambda value: bool(total(np.float32([value]))[0])
+
+
+def from_chief(strategy, content):
+    """Bytes of the chief, on every worker.
+
+    Args:
+        strategy: `tf.distribute.Strategy` of several workers.
+        content: bytes. Only the chief's count.
+
+    Returns:
+        bytes.
+    """
+    total = _summed(strategy)
+    content = content if is_chief(strategy) else b""
+    # 24 bits of the length at a time: float32 holds them exactly.
+    high, low = divmod(len(content), 2**24)
+    high, low = total(np.float32([high, low]))
+    num_bytes = int(high) * 2**24 + int(low)
+    parts = []
+    for begin in range(0, num_bytes, _CHUNK_BYTES):
+        chunk = np.zeros(min(_CHUNK_BYTES, num_bytes - begin), "float32")
+        if content:
+            chunk[:] = np.frombuffer(content[begin : begin + len(chunk)], "uint8")
+        parts.append(total(chunk).astype("uint8").tobytes())
+    return b"".join(parts)
+
+
+def _summed(strategy):
+    """A function of float32 vectors, equally long on all workers, that sums them."""
+    num_local = strategy.num_replicas_in_sync // num_workers()
+
+    def replica(vector):
+        context = tf.distribute.get_replica_context()
+        # All replicas of a worker get its vector; one of them is to count.
+        counts = context.replica_id_in_sync_group % num_local == 0
+        vector = tf.cast(counts, "float32") * vector
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, vector)
+
+    @tf.function(reduce_retracing=True)
+    def all_reduce(vector):
+        results = strategy.run(replica, args=(vector,))
+        return strategy.experimental_local_results(results)[0]
+
+    return lambda vector: all_reduce(tf.constant(vector)).numpy()
+
+
 def share_out(strategy, make_dataset, batch_size):
-    """Global batches as one dataset of per-replica batches.
+    """A dataset of per-replica batches that together are the global ones.
 
     Args:
         strategy: `tf.distribute.Strategy`.
@@ -125,11 +189,11 @@ def _found():
 
 
 def _await_workers():
-    """Waits until all workers of TF_CONFIG are there.
+    """Waits until all workers of TF_CONFIG run.
 
-    TensorFlow would wait without end, and hold Python while it does. So each worker
-    first listens at its own address, calls all others, and goes on when it has
-    reached and has been reached by every one.
+    TensorFlow would wait for ever, and block Python meanwhile. So each worker first
+    listens at its own address and calls all others, until it has reached every one
+    and has been reached by every one.
     """
     config = json.loads(os.environ["TF_CONFIG"])
     workers, index = config["cluster"]["worker"], int(config["task"]["index"])

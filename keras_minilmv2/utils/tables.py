@@ -14,6 +14,20 @@ def megabytes(size):
     return f"{size / 1e6:.1f} MB"
 
 
+def percent(share):
+    """A share, times 100, with two decimals."""
+    return f"{100 * share:.2f}"
+
+
+def clock(seconds):
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{seconds:02}"
+    return f"{minutes}:{seconds:02}"
+
+
 def markdown_table(header, rows):
     """A Markdown table whose columns line up; numbers stand to the right.
 
@@ -21,7 +35,8 @@ def markdown_table(header, rows):
         header: list of str.
         rows: list of lists of str, as long as the header.
     """
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    # A bar would end the cell.
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     numeric = [
         bool(rows) and all(_is_number(row[i]) for row in cells[1:])

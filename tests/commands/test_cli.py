@@ -14,6 +14,7 @@ from small_runs import assert_same_run, make_recipe, make_teacher, write_text
 
 from keras_minilmv2 import cli
 from keras_minilmv2.runs import distill as runs
+from keras_minilmv2.runs.recipes import load_recipe
 from keras_minilmv2.training.callbacks import ProgressLine
 
 
@@ -26,6 +27,15 @@ def teacher_dir(tmp_path_factory):
 def recipe(teacher_dir, tmp_path):
     """Path of a recipe that runs in seconds."""
     return make_recipe(tmp_path, teacher_dir)
+
+
+@pytest.fixture(scope="module")
+def finished_run(teacher_dir, tmp_path_factory):
+    """A recipe and the directory of its finished run, not to be changed."""
+    path = tmp_path_factory.mktemp("finished")
+    recipe = make_recipe(path, teacher_dir)
+    assert distill(recipe, path / "out", "total_steps=4") == 0
+    return recipe, path / "out"
 
 
 def distill(recipe, output_dir, *assignments, options=()):
@@ -60,7 +70,9 @@ def test_distill_writes_everything(recipe, tmp_path, capsys, initialization):
         "student",
         "history.csv",
         "curves.png",
+        "report.json",
         "report.md",
+        ".run.json",
     }
     saved = json.loads((output_dir / "recipe.json").read_text())
     assert saved["student_initialization"] == initialization
@@ -189,24 +201,18 @@ def test_another_run_is_kept_unless_overwritten(recipe, tmp_path, capsys):
     assert distill(recipe, output_dir) == 0
     report = (output_dir / "report.md").read_bytes()
     capsys.readouterr()
-    code = distill(recipe, output_dir)
-    refused(capsys, code, "must not hold a finished run")
+    # Finished already: returned, with nothing written anew.
+    assert distill(recipe, output_dir) == 0
+    assert "Finished already" in capsys.readouterr().out
+    assert (output_dir / "report.md").read_bytes() == report
+    code = distill(recipe, output_dir, "seed=3", "batch_size=4")
+    refused(capsys, code, "whose recipe.json has batch_size=8, seed=0.")
     # A mistake in the recipe does not cost the old run, even with --overwrite.
     code = distill(recipe, output_dir, "teacher_layer=9", options=["--overwrite"])
     refused(capsys, code, "teacher_layer=9")
     assert (output_dir / "report.md").read_bytes() == report
     assert distill(recipe, output_dir, "seed=5", options=["--overwrite"]) == 0
     assert json.loads((output_dir / "recipe.json").read_text())["seed"] == 5
-
-
-@pytest.mark.slow
-def test_a_run_of_another_recipe_is_named_by_its_fields(recipe, tmp_path, capsys):
-    output_dir = tmp_path / "out"
-    assert distill(recipe, output_dir) == 0
-    (output_dir / "report.md").unlink()  # as if it were not finished
-    capsys.readouterr()
-    code = distill(recipe, output_dir, "seed=3", "batch_size=4")
-    refused(capsys, code, "whose recipe has batch_size=8, seed=0.")
 
 
 LONG = ["total_steps=40", "log_every=4", "evaluate_every=10", "checkpoint_every=7"]
@@ -244,7 +250,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert checkpoint.stat().st_size < 3.2 * 4 * backbone.count_params() + 60_000
     monkeypatch.setattr(ProgressLine, "update", update)
     assert distill(recipe, tmp_path / "parts", *LONG) == 0
-    assert "Goes on after step 23 of 40" in capsys.readouterr().out
+    assert "Resumes after step 23 of 40" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert not (tmp_path / "parts" / "checkpoints").exists()
     assert kept_students(tmp_path / "parts") == ["step-00000020", "step-00000040"]
@@ -253,7 +259,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_out(recipe, tmp_path, capsys, monkeypatch):
     assert distill(recipe, tmp_path / "whole", *LONG) == 0
-    monkeypatch.setattr(runs, "_finish", lambda run, monitor: None)
+    monkeypatch.setattr(runs, "_finish", lambda run, directory, monitor: None)
     assert distill(recipe, tmp_path / "parts", *LONG) == 0
     monkeypatch.undo()
     files = sorted((tmp_path / "parts" / "checkpoints").iterdir())
@@ -263,9 +269,82 @@ def test_a_damaged_checkpoint_is_left_out(recipe, tmp_path, capsys, monkeypatch)
     files[1].write_bytes(content)
     assert distill(recipe, tmp_path / "parts", *LONG) == 0
     output = capsys.readouterr().out
-    assert "step-00000035.npz is damaged and is left out" in output
-    assert "Goes on after step 28 of 40" in output
+    assert "step-00000035.npz is damaged and is skipped" in output
+    assert "Resumes after step 28 of 40" in output
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_that_died_before_its_report_is_finished_by_the_same_command(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    """Its last checkpoint is that of the last step: nothing is left to train."""
+    settings = ["total_steps=12", "checkpoint_every=6"]
+    assert distill(recipe, tmp_path / "whole", *settings) == 0
+
+    def die(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "write_report", die)
+    assert distill(recipe, tmp_path / "parts", *settings) == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert distill(recipe, tmp_path / "parts", *settings) == 0
+    assert "Resumes after step 12 of 12" in capsys.readouterr().out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    names = [
+        sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("whole", "parts")
+    ]
+    assert names[0] == names[1]
+
+
+def test_a_corpus_whose_name_is_no_utf_8_is_reported(recipe, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.txt"
+    os.rename(tmp_path / "corpus.txt", odd)
+    assert distill(recipe, tmp_path / "out", f"corpus={os.fsdecode(odd)}") == 0
+    assert r"caf\udce9.txt" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_prepared_corpus_in_the_directory_is_used_and_kept(recipe, tmp_path, capsys):
+    prepared = tmp_path / "out" / "prepared"
+    arguments = ["prepare", str(tmp_path / "corpus.txt"), "--held-out-every", "10"]
+    arguments += ["--tokenizer", str(load_recipe(recipe).teacher)]
+    arguments += ["--sequence-length", "16", "--output-dir", str(prepared)]
+    assert cli.main(arguments) == 0
+    before = sorted(path.name for path in prepared.iterdir())
+    capsys.readouterr()
+    code = distill(recipe, tmp_path / "out", "sequence_length=12")
+    refused(capsys, code, "sequence_length")
+    assert sorted(path.name for path in prepared.iterdir()) == before
+    assert distill(recipe, tmp_path / "out") == 0
+    code = distill(recipe, tmp_path / "out", "seed=1", options=["--overwrite"])
+    assert code == 0
+    assert sorted(path.name for path in prepared.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("accumulation_steps=3", "weight_decay=nan", "weight_decay=-1", "beta_1=2"),
+        *("beta_2=nan", "epsilon=0", "peak_learning_rate=inf", "corpus=typo.txt"),
+        *("gradient_clip_norm=-1", "student_dropout=1", "seed=-1"),
+    ],
+)
+def test_a_wrong_setting_is_found_before_anything_is_touched(
+    finished_run, setting, capsys
+):
+    recipe, output_dir = finished_run
+
+    def content():
+        return {
+            str(path): path.read_bytes()
+            for path in output_dir.rglob("*")
+            if path.is_file()
+        }
+
+    before = content()
+    code = distill(recipe, output_dir, setting, options=["--overwrite"])
+    refused(capsys, code, setting.partition("=")[0].replace("corpus", "typo.txt"))
+    assert content() == before
 
 
 def test_other_files_are_never_touched(recipe, tmp_path, capsys):

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import tensorflow_hidden  # noqa: F401  # isort: skip
 
@@ -18,6 +19,8 @@ import pytest
 from oracle import relation_loss
 
 import keras_minilmv2 as km
+from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
+from keras_minilmv2.distillation.objectives import OBJECTIVES
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 VOCABULARY = 40
@@ -241,6 +244,47 @@ def test_an_error_of_the_data_leaves_what_was_trained():
     assert int(distiller.optimizer.iterations) == 2
     for old, new in zip(start, values(distiller.distilled_variables), strict=True):
         assert not np.array_equal(old, new)
+
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PIECES += [f"w{i}" for i in range(VOCABULARY - len(PIECES))]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=lambda each: each.name)
+@pytest.mark.parametrize("options", [{}, {"accumulation_steps": 2}], ids=str)
+def test_every_objective_trains(objective, options):
+    teacher = spread(keras_hub.models.BertBackbone(**SIZES), 0)
+    sizes = {"num_layers": 2, "num_heads": 4, "hidden_dim": 8, "intermediate_dim": 16}
+    student = spread(km.student_backbone(teacher, **sizes, dropout=0.1, seed=1), 1)
+    settings = SimpleNamespace(
+        teacher_layer=2,
+        num_relation_heads=4,
+        relation_weights={"qq": 1.0},
+        whole_words=False,
+        seed=0,
+    )
+    trainer = objective.make_trainer(
+        teacher, student, keras_hub.models.BertTokenizer(PIECES), settings
+    )
+    trainer.compile(keras.optimizers.Adam(0.01), **options)
+    teachers = values(teacher.weights)
+    before = held_out(trainer)["loss"]
+    trainer.fit(BATCHES, epochs=10, verbose=0)
+    assert held_out(trainer)["loss"] < before
+    assert held_out(trainer) == held_out(trainer)
+    assert_close(teachers, values(teacher.weights), atol=0)
+
+
+def test_masked_tokens_are_drawn_anew_in_every_step():
+    student = spread(keras_hub.models.BertBackbone(**SIZES, dropout=0.0), 0)
+    trainer = MaskedTokenTrainer(student, keras_hub.models.BertTokenizer(PIECES))
+    trainer.compile(keras.optimizers.SGD(0.0))
+    seed = int(keras.ops.convert_to_numpy(trainer.seed_generator.state)[1])
+    history = trainer.fit(BATCHES[:1], epochs=3, verbose=0).history
+    assert len(set(history["loss"])) == 3
+    # Three draws a step: which, what, and by which token.
+    state = keras.ops.convert_to_numpy(trainer.seed_generator.state)
+    assert int(state[1]) == seed + 9
 
 
 def test_accumulation_steps_must_divide_the_batch():

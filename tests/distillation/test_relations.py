@@ -252,7 +252,9 @@ def test_heads_that_do_not_divide_are_refused():
 
 @pytest.mark.parametrize("heads", [0, -1, 2.0, True, "12"])
 def test_wrong_numbers_of_relation_heads_are_refused(heads):
-    with pytest.raises(ValueError, match="`num_relation_heads` must be a positive int"):
+    with pytest.raises(
+        (ValueError, TypeError), match="`num_relation_heads` must be an int of at least"
+    ):
         RelationLoss(heads)
 
 

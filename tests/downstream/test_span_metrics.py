@@ -94,22 +94,22 @@ def test_answers_are_normalized(language, text, expected):
     assert normalize_answer(text, language) == expected
 
 
-def test_squad_scores_are_means_in_percent():
+def test_squad_scores_are_means():
     predictions = {"a": "the cat", "b": "dog", "c": "red bird", "other": ""}
     answers = {"a": ["cat"], "b": ["fish"], "c": ["bird", "blue bird of prey"]}
     metrics = squad_metrics(predictions, answers)
-    assert metrics == pytest.approx({"exact_match": 100 / 3, "f1": 500 / 9})
+    assert metrics == pytest.approx({"exact_match": 1 / 3, "f1": 5 / 9})
 
 
 def test_words_that_are_no_words_match_without_f1_in_squad_and_mlqa():
-    expected = {"exact_match": 100.0, "f1": 0.0}
+    expected = {"exact_match": 1.0, "f1": 0.0}
     assert squad_metrics({"a": "the"}, {"a": ["a"]}) == expected
     assert mlqa_metrics({"a": "!"}, {"a": ["?"]}, "zh") == expected
 
 
 def test_mlqa_scores_follow_the_language():
     predictions, answers = {"a": "el gato"}, {"a": ["gato"]}
-    assert mlqa_metrics(predictions, answers, "es")["exact_match"] == 100
+    assert mlqa_metrics(predictions, answers, "es")["exact_match"] == 1
     assert mlqa_metrics(predictions, answers, "en")["exact_match"] == 0
 
 
@@ -122,18 +122,18 @@ def test_squad_v2_scores_are_those_computed_by_hand():
     metrics = squad_v2_metrics(PREDICTIONS, ANSWERS, ODDS, null_threshold=0.0)
     assert metrics == pytest.approx(
         {
-            "exact": 60.0,
-            "f1": 70.0,
+            "exact": 0.6,
+            "f1": 0.7,
             "total": 5,
-            "HasAns_exact": 100 / 3,
-            "HasAns_f1": 50.0,
+            "HasAns_exact": 1 / 3,
+            "HasAns_f1": 0.5,
             "HasAns_total": 3,
-            "NoAns_exact": 100.0,
-            "NoAns_f1": 100.0,
+            "NoAns_exact": 1.0,
+            "NoAns_f1": 1.0,
             "NoAns_total": 2,
-            "best_exact": 60.0,
+            "best_exact": 0.6,
             "best_exact_thresh": -5.0,
-            "best_f1": 70.0,
+            "best_f1": 0.7,
             "best_f1_thresh": -1.0,
         }
     )
@@ -141,29 +141,29 @@ def test_squad_v2_scores_are_those_computed_by_hand():
 
 def test_squad_v2_scores_without_odds_take_predictions_as_they_are():
     metrics = squad_v2_metrics({**PREDICTIONS, "c": "", "d": ""}, ANSWERS)
-    assert metrics["exact"] == pytest.approx(40.0)
-    assert metrics["HasAns_f1"] == pytest.approx(50.0)
-    assert metrics["NoAns_exact"] == pytest.approx(50.0)
+    assert metrics["exact"] == pytest.approx(0.4)
+    assert metrics["HasAns_f1"] == pytest.approx(0.5)
+    assert metrics["NoAns_exact"] == pytest.approx(0.5)
     assert "best_f1" not in metrics
 
 
 def test_it_may_be_best_to_answer_nothing():
     answers, predictions = {"a": [], "b": ["cat"]}, {"a": "x", "b": "dog"}
     metrics = squad_v2_metrics(predictions, answers, {"a": 1.0, "b": 2.0})
-    assert metrics["best_exact"] == 50.0
+    assert metrics["best_exact"] == 0.5
     assert metrics["best_exact_thresh"] == 0.0
 
 
 def test_answer_that_is_an_article_counts_as_none_in_squad_v2():
     metrics = squad_v2_metrics({"a": "", "b": "x"}, {"a": ["the"], "b": ["a", "x"]})
-    assert metrics["HasAns_exact"] == 100.0
-    assert metrics["HasAns_f1"] == 100.0
+    assert metrics["HasAns_exact"] == 1.0
+    assert metrics["HasAns_f1"] == 1.0
     assert "NoAns_total" not in metrics
 
 
 def test_only_questions_without_an_answer_have_no_scores_of_others():
     metrics = squad_v2_metrics({"a": ""}, {"a": []})
-    assert metrics["NoAns_exact"] == metrics["exact"] == 100.0
+    assert metrics["NoAns_exact"] == metrics["exact"] == 1.0
     assert "HasAns_exact" not in metrics
 
 
@@ -188,7 +188,7 @@ def test_best_threshold_is_the_best_of_all():
             for key in keys:
                 text = predictions[key] if odds[key] <= threshold else ""
                 total += score(text, answers[key])
-            totals[threshold] = 100 * total / len(keys)
+            totals[threshold] = total / len(keys)
         assert metrics[f"best_{name}"] == pytest.approx(max(totals.values()))
         threshold = metrics[f"best_{name}_thresh"]
         assert totals[threshold] == pytest.approx(max(totals.values()))

@@ -1,61 +1,24 @@
-import json
+"""Models of answer spans: their logits and loss, saved, loaded and trained."""
+
 import re
 
 import keras
 import keras_hub
 import numpy as np
 import pytest
-from small_models import TOKENIZERS, make_model
+from small_models import TOKENIZERS
+from small_spans import SIZES, fresh, make_examples
 
-import keras_minilmv2 as km
-from keras_minilmv2.downstream import question_answering, span_model
-from keras_minilmv2.downstream.question_answering import (
-    SpanExample,
-    load_span_examples,
-    span_dataset,
-    span_features,
-)
-from keras_minilmv2.downstream.span_metrics import MLQA_LANGUAGES
+from keras_minilmv2.downstream import span_model
+from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.span_model import (
     SpanModel,
-    evaluate_spans,
-    fine_tune_spans,
     load_span_model,
     save_span_model,
+    span_loss,
 )
-
-SIZES = {"sequence_length": 32, "doc_stride": 8, "max_question_length": 8}
-WORDS = ["quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "runs"]
-
-
-def make_examples(num_examples=8, seed=0, no_answer_every=None):
-    """Questions of one word, the answer to which is that word."""
-    generator = np.random.default_rng(seed)
-    examples = []
-    for number in range(num_examples):
-        words = generator.permutation(WORDS).tolist()
-        asked = words[number % len(words)]
-        start = " ".join(words).index(asked)
-        answers = ((asked,), (start,))
-        if no_answer_every and number % no_answer_every == 0:
-            answers = ((), ())
-        examples.append(SpanExample(str(number), asked, " ".join(words), *answers))
-    return examples
-
-
-def fresh(family, dtype=None, **kwargs):
-    """A model whose weights no other test trains, without dropout; its tokenizer."""
-    backbone, tokenizer = make_model(family, max_sequence_length=64)
-    config = {**backbone.get_config(), "dropout": 0.0}
-    if dtype is not None:
-        config["dtype"] = dtype
-    clone = type(backbone).from_config(config)
-    for variable, other in zip(clone.weights, backbone.weights, strict=True):
-        variable.assign(other)
-    model = SpanModel(clone, **kwargs)
-    kernel = np.random.default_rng(0).normal(scale=0.02, size=(clone.hidden_dim, 2))
-    model.span_head.kernel.assign(kernel)
-    return model, tokenizer
+from keras_minilmv2.downstream.windows import span_dataset, span_features
+from keras_minilmv2.training.supervised import train
 
 
 def some_inputs(tokenizer):
@@ -279,58 +242,37 @@ def test_head_of_another_shape_is_named(tmp_path, head):
         load_span_model(tmp_path / "span")
 
 
-# Training.
+# Trained by Keras.
 
 
-def train(model, tokenizer, num_epochs=2, examples=None, **kwargs):
-    kwargs = {"optimizer": keras.optimizers.Adam(1e-2), "batch_size": 8, **kwargs}
-    return fine_tune_spans(
-        model,
-        tokenizer,
-        make_examples(16) if examples is None else examples,
-        num_epochs=num_epochs,
-        verbose=0,
-        **{**SIZES, **kwargs},
-    )
-
-
-@pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("bert", None),
-        ("roberta", "mixed_bfloat16"),
-        *(
-            pytest.param(family, None, marks=pytest.mark.slow)
-            for family in ("distil_bert", "electra", "xlm_roberta", "albert")
-        ),
-    ],
-)
-def test_loss_falls(family, dtype):
-    model, tokenizer = fresh(family, dtype=dtype)
-    before = [np.array(variable) for variable in model.backbone.trainable_variables]
-    losses = train(model, tokenizer, num_epochs=6).history["loss"]
-    assert losses[-1] < 0.9 * losses[0]
-    moved = {
-        variable.path
-        for variable, old in zip(
-            model.backbone.trainable_variables, before, strict=True
-        )
-        if (np.array(variable) != old).any()
-    }
-    left = {variable.path for variable in model.backbone.trainable_variables} - moved
-    assert all("pooled_dense" in path for path in left)
-    assert bool(left) == (family in ("bert", "albert", "electra"))
-
-
-@pytest.mark.slow
-def test_training_learns_to_answer():
+def test_fit_trains_as_fine_tuning_does():
     model, tokenizer = fresh("bert")
-    examples = make_examples(4)
-    sizes = {**SIZES, "sequence_length": 64}
-    before = evaluate_spans(model, tokenizer, examples, **sizes).metrics
-    train(model, tokenizer, 60, examples, batch_size=4, **sizes)
-    after = evaluate_spans(model, tokenizer, examples, **sizes).metrics
-    assert after["f1"] > before["f1"] + 30
+    features = span_features(tokenizer, make_examples(16), **SIZES)
+    losses = train(
+        model.with_flat_blocks(),
+        span_loss,
+        keras.optimizers.Adam(1e-2),
+        training_epochs(features, 8, 3, seed=1),
+    )
+    other, _ = fresh("bert")
+    other.compile(keras.optimizers.Adam(1e-2))
+    dataset = span_dataset(features, 8, num_epochs=3, seed=1)
+    history = other.fit(dataset, epochs=3, steps_per_epoch=len(dataset) // 3, verbose=0)
+    np.testing.assert_allclose(losses, history.history["loss"], rtol=2e-3)
+    assert losses[-1] < 0.9 * losses[0]
+    for one, two in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-3)
+
+
+@pytest.mark.parametrize("mask_question", [False, True])
+@pytest.mark.parametrize("family", TOKENIZERS)
+def test_flat_blocks_give_the_same_logits(family, mask_question):
+    model, tokenizer = fresh(family, mask_question=mask_question)
+    inputs = some_inputs(tokenizer)
+    flat = model.with_flat_blocks()
+    for name, logits in values(model(inputs)).items():
+        found = flat(inputs)[name]
+        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_of_evaluate_is_that_of_the_windows():
@@ -345,46 +287,6 @@ def test_loss_of_evaluate_is_that_of_the_windows():
     assert found == pytest.approx(float(model.compute_loss(None, labels, outputs)))
 
 
-def test_optimizer_moves_every_row_of_the_embedding():
-    model, tokenizer = fresh("bert")
-    optimizer = keras.optimizers.Adam(1e-2)
-    row = tokenizer.token_to_id("runs")
-
-    def vector():
-        return np.array(model.backbone.token_embedding.embeddings)[row]
-
-    train(model, tokenizer, 1, make_examples(1), optimizer=optimizer)
-    before = vector()
-    other = SpanExample("a", "dog", "the fox", ("fox",), (4,))
-    train(model, tokenizer, 1, [other], optimizer=optimizer)
-    # By its momentum; a sparse gradient would leave it where it is.
-    assert (vector() != before).all()
-
-
-def test_optimizer_may_be_made_for_the_number_of_updates():
-    model, tokenizer = fresh("bert")
-    asked = []
-
-    def optimizer(total_steps):
-        asked.append(total_steps)
-        return km.adamw(1e-3, 1, total_steps)
-
-    train(model, tokenizer, 3, optimizer=optimizer, batch_size=5)
-    features = span_features(tokenizer, make_examples(16), **SIZES)
-    assert asked == [3 * -(-len(features) // 5)]
-    assert int(model.optimizer.iterations) == asked[0]
-
-
-@pytest.mark.slow
-def test_training_is_the_same_for_a_seed():
-    losses = []
-    for seed in (1, 1, 2):
-        model, tokenizer = fresh("bert")
-        losses.append(train(model, tokenizer, seed=seed).history["loss"])
-    assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
-
-
 def test_xla_is_for_accelerators(monkeypatch):
     model, _ = fresh("bert")
     assert not model.jit_compile
@@ -397,162 +299,6 @@ def test_xla_is_for_accelerators(monkeypatch):
     assert not model.jit_compile
 
 
-# Evaluation.
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm_roberta"])
-def test_predictions_are_texts_of_the_contexts(family):
-    model, tokenizer = fresh(family)
-    examples = make_examples()
-    evaluation = evaluate_spans(model, tokenizer, examples, n_best=5, **SIZES)
-    assert list(evaluation.predictions) == [example.id for example in examples]
-    for example in examples:
-        text = evaluation.predictions[example.id]
-        assert text
-        assert text in example.context
-        nbest = evaluation.nbest[example.id]
-        assert nbest[0]["text"] == text
-        assert sum(entry["probability"] for entry in nbest) == pytest.approx(1)
-    assert set(evaluation.metrics) == {"exact_match", "f1"}
-    json.dumps(vars(evaluation))
-
-
-def test_batches_do_not_change_answers(monkeypatch):
-    model, tokenizer = fresh("bert")
-    examples = make_examples(12)
-    expected = evaluate_spans(model, tokenizer, examples, batch_size=100, **SIZES)
-    monkeypatch.setattr(question_answering, "_LENGTH_STEP", 8)
-    found = evaluate_spans(model, tokenizer, examples, batch_size=5, **SIZES)
-    assert found.predictions == expected.predictions
-    for key, odds in expected.null_odds.items():
-        assert found.null_odds[key] == pytest.approx(odds, abs=1e-4)
-
-
-def test_questions_without_an_answer_have_the_scores_of_squad_v2():
-    model, tokenizer = fresh("bert")
-    examples = make_examples(no_answer_every=2)
-    evaluation = evaluate_spans(model, tokenizer, examples, **SIZES)
-    assert evaluation.metrics["NoAns_total"] == evaluation.metrics["HasAns_total"] == 4
-    odds = evaluation.null_odds
-    for key, text in evaluation.predictions.items():
-        assert (text == "") == (odds[key] > 0)
-        assert "" in [entry["text"] for entry in evaluation.nbest[key]]
-    for threshold, is_answered in ((max(odds.values()), True), (-1e9, False)):
-        other = evaluate_spans(
-            model, tokenizer, examples, null_threshold=threshold, **SIZES
-        )
-        assert all(bool(text) == is_answered for text in other.predictions.values())
-        assert other.metrics["best_f1"] == evaluation.metrics["best_f1"]
-    assert other.metrics["NoAns_exact"] == 100
-    assert other.metrics["HasAns_exact"] == 0
-
-
-@pytest.mark.slow
-def test_best_threshold_gives_the_best_score():
-    model, tokenizer = fresh("bert")
-    examples = make_examples(20, no_answer_every=3)
-    train(model, tokenizer, 10, examples)
-    metrics = evaluate_spans(model, tokenizer, examples, **SIZES).metrics
-    assert metrics["best_f1"] > 100 * metrics["NoAns_total"] / metrics["total"]
-    threshold = metrics["best_f1_thresh"]
-    again = evaluate_spans(
-        model, tokenizer, examples, null_threshold=threshold, **SIZES
-    ).metrics
-    assert again["f1"] == pytest.approx(metrics["best_f1"])
-
-
-def test_no_answer_may_be_asked_for_or_not():
-    model, tokenizer = fresh("bert")
-    examples = make_examples(4)
-    with_null = evaluate_spans(model, tokenizer, examples, no_answer=True, **SIZES)
-    assert "best_f1" in with_null.metrics
-    examples = make_examples(4, no_answer_every=2)
-    without = evaluate_spans(model, tokenizer, examples, no_answer=False, **SIZES)
-    assert set(without.metrics) == {"exact_match", "f1"}
-
-
-def test_language_gives_the_scores_of_mlqa():
-    model, tokenizer = fresh("bert")
-    example = SpanExample("a", "fox", "the", ("a",), (None,))
-    for language, score in (("en", 100.0), ("de", 0.0)):
-        metrics = evaluate_spans(
-            model, tokenizer, [example], language=language, **SIZES
-        ).metrics
-        assert metrics["exact_match"] == score
-
-
-@pytest.mark.parametrize("language", MLQA_LANGUAGES)
-def test_mlqa_runs_in_every_language(data_dir, language):
-    model, tokenizer = fresh("xlm_roberta")
-    examples = load_span_examples(f"mlqa/{language}", "dev", data_dir)[:10]
-    sizes = {"sequence_length": 64, "doc_stride": 32, "max_question_length": 16}
-    evaluation = evaluate_spans(model, tokenizer, examples, language=language, **sizes)
-    for example in examples:
-        assert evaluation.predictions[example.id] in example.context
-
-
-@pytest.mark.parametrize(
-    ("examples", "counts"),
-    [([], "0 examples with 0"), (make_examples(2) * 2, "4 examples with 2")],
-)
-def test_examples_must_have_ids_of_their_own(examples, counts):
-    model, tokenizer = fresh("bert")
-    message = (
-        "`examples` must have one example or more, each with an id of its own. "
-        f"Received: {counts} ids."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        evaluate_spans(model, tokenizer, examples, **SIZES)
-
-
-def test_language_is_not_for_questions_without_an_answer():
-    model, tokenizer = fresh("bert")
-    examples = make_examples(no_answer_every=2)
-    message = (
-        "`language` must be None where there are questions without an answer. "
-        "Received: language='en'."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        evaluate_spans(model, tokenizer, examples, language="en", **SIZES)
-
-
-def test_windows_must_not_be_longer_than_the_encoder_has_positions():
-    model, tokenizer = fresh("bert")
-    message = (
-        "`sequence_length` must not be above the backbone's `max_sequence_length`. "
-        "Received: sequence_length=65, max_sequence_length=64."
-    )
-    for function in (evaluate_spans, train):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            function(
-                model,
-                tokenizer,
-                examples=make_examples(),
-                sequence_length=65,
-                max_question_length=8,
-            )
-
-
-@pytest.mark.parametrize("name", ["batch_size", "num_epochs"])
-def test_sizes_must_be_positive(name):
-    model, tokenizer = fresh("bert")
-    message = f"`{name}` must be positive. Received: {name}=0."
-    functions = (train, evaluate_spans) if name == "batch_size" else (train,)
-    for function in functions:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            function(model, tokenizer, examples=make_examples(), **{name: 0})
-
-
-def test_name_of_an_optimizer_is_refused():
-    model, tokenizer = fresh("bert")
-    message = (
-        "`optimizer` must be a Keras optimizer or a function that makes one. "
-        "Received: optimizer='adam'."
-    )
-    with pytest.raises(TypeError, match=re.escape(message)):
-        train(model, tokenizer, optimizer="adam")
-
-
 def test_another_loss_is_refused():
     model, _ = fresh("bert")
     message = (
@@ -560,10 +306,3 @@ def test_another_loss_is_refused():
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         model.compile("adam", loss="mse")
-
-
-def test_tokenizer_must_fit_the_encoder():
-    model, _ = fresh("albert")
-    _, tokenizer = fresh("bert")
-    with pytest.raises(ValueError, match=r"^`tokenizer` must not have more token ids"):
-        evaluate_spans(model, tokenizer, make_examples(), **SIZES)

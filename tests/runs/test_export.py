@@ -7,7 +7,8 @@ from small_runs import make_teacher
 
 import keras_minilmv2 as km
 from keras_minilmv2.cli import main
-from keras_minilmv2.runs.export import export, load_saved
+from keras_minilmv2.downstream.saved import load_saved
+from keras_minilmv2.runs.export import export
 from keras_minilmv2.runs.fine_tune import fine_tune
 
 ROWS = [("the ship was at sea", 1), ("it was night", 0)] * 8
@@ -58,6 +59,6 @@ def test_a_fine_tuned_model_keeps_its_labels(classifier):
 
 
 def test_an_unknown_form_is_refused(student, tmp_path):
-    with pytest.raises(ValueError, match="`form` must be 'saved_model' or"):
+    with pytest.raises(ValueError, match="`form` must be one of saved_model, hug"):
         export(student, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()

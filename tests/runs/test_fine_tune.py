@@ -16,10 +16,14 @@ from tokenizers.pre_tokenizers import ByteLevel
 import keras_minilmv2 as km
 from keras_minilmv2 import cli
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-from keras_minilmv2.downstream.tasks import TASKS
+from keras_minilmv2.downstream.registry import TASKS
+from keras_minilmv2.downstream.text_tasks import Examples, TextTask
 from keras_minilmv2.runs import fine_tune as fine_tuning_runs
-from keras_minilmv2.runs import grid_runs
-from keras_minilmv2.runs.fine_tune import evaluate_model, fine_tune
+from keras_minilmv2.runs.fine_tune import (
+    FineTuningSettings,
+    evaluate_model,
+    fine_tune,
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,7 @@ def data(tmp_path_factory):
     return path
 
 
-def run(model, data, output_dir, task="sst2", said=None, **changes):
+def run(model, data, output_dir, task="sst2", logged=None, **changes):
     settings = {
         "data_dir": data,
         "learning_rate": 0.03,
@@ -86,7 +90,7 @@ def run(model, data, output_dir, task="sst2", said=None, **changes):
         "batch_size": 16,
         "sequence_length": 24,
         "progress_stream": io.StringIO(),
-        "say": (lambda line: None) if said is None else said.append,
+        "log": (lambda line: None) if logged is None else logged.append,
     }
     return fine_tune(model, task, output_dir, **{**settings, **changes})
 
@@ -94,10 +98,12 @@ def run(model, data, output_dir, task="sst2", said=None, **changes):
 @pytest.fixture(scope="module")
 def finished(model, data, tmp_path_factory):
     output_dir = tmp_path_factory.mktemp("runs") / "sst2"
-    said = []
+    logged = []
     stream = io.StringIO()
-    result = run(model, data, output_dir, epochs=6, said=said, progress_stream=stream)
-    return result, said, stream.getvalue()
+    result = run(
+        model, data, output_dir, epochs=6, logged=logged, progress_stream=stream
+    )
+    return result, logged, stream.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +112,17 @@ def single(model, data, tmp_path_factory):
     return run(model, data, tmp_path_factory.mktemp("runs") / "out")
 
 
-def test_a_run_learns_and_says_so(finished):
-    result, said, progress = finished
+def test_a_run_learns_and_logs_it(finished):
+    result, logged, progress = finished
     (cell,) = result.results
     losses = result.results[cell].losses
     assert losses[-1] < 0.5 * losses[0]
     assert result.evaluations["dev"].metrics["accuracy"] > 0.85
     accuracy = f"{100 * result.evaluations['dev'].metrics['accuracy']:.2f}"
-    assert "SST-2: 160 training examples, 40 of dev; on " in said[0]
-    assert said[1] == "Run 1 of 1: learning rate 0.03, epochs 6, seed 0."
-    assert f"dev accuracy {accuracy}, 0:" in said[2]
-    assert said[3:] == [f"SST-2 dev, 40 examples: accuracy {accuracy}"]
+    assert "SST-2: 160 training examples, 40 of dev; on " in logged[0]
+    assert logged[1] == "Run 1 of 1: learning rate 0.03, epochs 6, seed 0."
+    assert f"dev accuracy {accuracy}, 0:" in logged[2]
+    assert logged[3:] == [f"SST-2 dev, 40 examples: accuracy {accuracy}"]
     assert "60/60 [####################]  loss " in progress
 
 
@@ -125,7 +131,7 @@ def test_a_run_writes_everything(finished, data):
     output_dir = result.output_dir
     assert {entry.name for entry in output_dir.iterdir()} == {
         *("settings.json", "cells", "model"),
-        *("predictions", "metrics.json", "report.md"),
+        *("predictions", "metrics.json", "report.md", "report.json", ".run.json"),
     }
     metrics = json.loads((output_dir / "metrics.json").read_text())
     accuracy = metrics["splits"]["dev"]["metrics"]["accuracy"]
@@ -137,7 +143,7 @@ def test_a_run_writes_everything(finished, data):
         f"Accuracy on dev: {100 * accuracy:.2f}.",
         "| dev   |       40 |",
         "160 of 67,349",
-        "which 0.0% of the training examples reach",
+        "which 0.0% of the training rows reach",
         "hardware",
         "date",
     ):
@@ -213,10 +219,10 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         run(model, data, tmp_path / "out", **grid)
     assert len(list((tmp_path / "out/cells").iterdir())) == 1
-    said = []
-    resumed = run(model, data, tmp_path / "out", said=said, **grid)
+    logged = []
+    resumed = run(model, data, tmp_path / "out", logged=logged, **grid)
     assert len(calls) == 3  # the finished one, the interrupted one, and one more
-    assert said[1] == f"Finished runs in {tmp_path / 'out'}: 1."
+    assert logged[1] == f"Finished runs in {tmp_path / 'out'}: 1."
     # Of what ran before, nothing is left in a run.
     alone, later = single.results[single.cell], resumed.results[single.cell]
     assert (later.losses, later.metrics) == (alone.losses, alone.metrics)
@@ -238,7 +244,7 @@ def test_a_grid_that_grows_is_unfinished_until_its_report(
     model, data, tmp_path, monkeypatch
 ):
     run(model, data, tmp_path / "out", seed=[0])
-    monkeypatch.setattr(fine_tuning_runs, "write_report", _interrupt)
+    monkeypatch.setattr(fine_tuning_runs, "_report", _interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(model, data, tmp_path / "out", seed=[0, 1])
     monkeypatch.undo()
@@ -256,10 +262,10 @@ def test_what_a_preset_has_no_weights_for_is_the_same_each_time(monkeypatch):
     def load(preset, dtype):
         return keras.initializers.GlorotUniform()((3, 3))
 
-    monkeypatch.setattr(grid_runs, "load_backbone", load)
-    monkeypatch.setattr(grid_runs, "load_tokenizer", lambda preset: None)
+    monkeypatch.setattr(fine_tuning_runs, "load_backbone", load)
+    monkeypatch.setattr(fine_tuning_runs, "load_tokenizer", lambda preset: None)
     (first, _), (second, _) = (
-        grid_runs.load_model("preset", None, "float32") for _ in range(2)
+        fine_tuning_runs.load_model("preset", None, "float32") for _ in range(2)
     )
     np.testing.assert_array_equal(first, second)
 
@@ -286,7 +292,7 @@ def test_a_given_tokenizer_is_that_of_the_saved_model():
         hidden_dim=2,
         intermediate_dim=2,
     )
-    _, loaded = grid_runs.load_model(backbone, tokenizer, "float32")
+    _, loaded = fine_tuning_runs.load_model(backbone, tokenizer, "float32")
     assert loaded(texts) == expected
 
 
@@ -316,14 +322,14 @@ def test_the_papers_grid_is_the_tasks(monkeypatch):
 @pytest.mark.slow
 def test_a_run_that_diverges_is_not_the_best(model, data, tmp_path):
     rates = {"learning_rate": [1e30, 0.03]}
-    said = []
-    result = run(model, data, tmp_path / "out", said=said, **rates)
+    logged = []
+    result = run(model, data, tmp_path / "out", logged=logged, **rates)
     assert result.cell.learning_rate == 0.03
-    assert "  The loss was not finite." in said
+    assert "  The loss was not finite." in logged
     report = (tmp_path / "out/report.md").read_text()
     assert re.search(r"\| +1e\+30 \| +1 \| +0 \|", report)
     # Only the run that diverged is left.
-    for name in ("cells/lr0.03-epochs1-seed0.json", "report.md"):
+    for name in ("cells/learning_rate=0.03,epochs=1,seed=0.json", "report.md"):
         (tmp_path / "out" / name).unlink()
     shutil.rmtree(tmp_path / "out/model")
     with pytest.raises(RuntimeError, match="not finite in any run. Try a lower"):
@@ -368,7 +374,7 @@ def test_every_language_counts_the_same(model, data, tmp_path):
     assert (tmp_path / "out/predictions/dev/XNLI-de.tsv").is_file()
     settings = tmp_path / "out/settings.json"
     settings.write_text("{")
-    with pytest.raises(ValueError, match="settings.json must be JSON, as it was"):
+    with pytest.raises(ValueError, match="must be a JSON file. Received: .*settings"):
         run(model, tmp_path, tmp_path / "out", task="xnli")
     # A model of MNLI's labels may be evaluated on MNLI.
     evaluation = evaluate_model(
@@ -409,10 +415,9 @@ def test_evaluation_writes_predictions_and_metrics(finished, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "squad1"], "`task` must be one of cola, .* for a text classifier"),
-        (["--languages", "de"], "`--languages` is of mlqa. Received"),
-        (["--num-examples", "3"], "`--num-examples` is of squad1, squad2, mlqa."),
-        (["--strict"], "`--strict` is of squad1, squad2, mlqa."),
+        (["--task", "squad1"], "`model` must be a SpanModel for squad1. Received: mod"),
+        (["--languages", "de"], "`languages` must not be given for sst2, which has no"),
+        (["--strict"], "`strict` must not be given for sst2, which has no such option"),
     ],
 )
 def test_options_of_other_models_are_refused(
@@ -434,7 +439,7 @@ def test_evaluation_refuses_what_does_not_fit(finished, model, data, tmp_path):
     message = "labels of the model. Received: task='stsb' with a score.*negative"
     with pytest.raises(ValueError, match=message):
         evaluate_model(output_dir, "stsb", data_dir=data)
-    with pytest.raises(FileNotFoundError, match=r"`model` must be .* without a task"):
+    with pytest.raises(FileNotFoundError, match=r"`model` must be .* or a task.json"):
         evaluate_model(model, "sst2", data_dir=data)
     classifier = keras_hub.models.TextClassifier.from_preset(str(model), num_classes=3)
     classifier.preprocessor.sequence_length = 24
@@ -452,14 +457,19 @@ def test_evaluation_refuses_what_does_not_fit(finished, model, data, tmp_path):
     ("changes", "message"),
     [
         ({"task": "glue"}, "`task` must be one of cola"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1. Received: batch_size=0"),
-        ({"num_train_examples": 0}, "`num_train_examples` must be at least 1"),
-        ({"warmup_fraction": 1.0}, "`warmup_fraction` must be at least 0 and below 1"),
-        ({"weight_decay": -1}, "`weight_decay` must be at least 0"),
+        ({"task": "mlqa"}, "`task` must be one of cola.*, squad1, squad2. Received"),
+        ({"doc_stride": 8}, "`doc_stride` must not be given for sst2, which has no"),
+        ({"batch_size": 0}, "`batch_size` must be an int of at least 1. Received"),
+        ({"num_train_examples": 0}, "`num_train_examples` must be an int of at least"),
+        (
+            {"warmup_fraction": 1.0},
+            "`warmup_fraction` must be a finite number at",
+        ),
+        ({"weight_decay": -1}, "`weight_decay` must be a finite number at least 0"),
         ({"sequence_length": 33}, "position table of the model. .*length=33"),
         ({"learning_rate": 0}, "`learning_rate` must be above 0"),
         ({"dtype_policy": "bfloat16"}, "`dtype_policy` must be one of float32, mixed"),
-        ({"tokenizer": "x"}, "`tokenizer` must be left out"),
+        ({"tokenizer": "x"}, "`tokenizer` must not be given where"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
@@ -496,7 +506,19 @@ def test_a_directory_with_something_else_is_refused(model, data, tmp_path):
     assert (tmp_path / "model").is_dir()
 
 
-def test_a_full_disk_is_said_in_one_sentence(model, data, tmp_path, monkeypatch):
+def test_a_finished_run_is_returned(model, data, single, tmp_path):
+    shutil.copytree(single.output_dir, tmp_path, dirs_exist_ok=True)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    logged = []
+    again = run(model, data, tmp_path, logged=logged)
+    assert logged[0] == f"Finished already: {tmp_path}."
+    assert again.results == single.results
+    assert again.cell == single.cell
+    assert again.evaluations["dev"].metrics == single.evaluations["dev"].metrics
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
+def test_a_full_disk_is_one_sentence(model, data, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000))
     message = r"have room. Received: output_dir=.*\(No space left on device\)"
@@ -507,15 +529,13 @@ def test_a_full_disk_is_said_in_one_sentence(model, data, tmp_path, monkeypatch)
 
 def test_another_run_is_replaced_only_when_asked(model, data, single, tmp_path):
     shutil.copytree(single.output_dir, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(FileExistsError, match="finished run. .* Pass --overwrite"):
-        run(model, data, tmp_path)
-    with pytest.raises(FileExistsError, match="which differs in batch_size. Pass"):
+    with pytest.raises(FileExistsError, match="has batch_size=16. Use .* --overwrite"):
         run(model, data, tmp_path, batch_size=8)
     backbone = load_backbone(model)
     backbone.set_weights([0.5 * x for x in backbone.get_weights()])
-    with pytest.raises(FileExistsError, match="which differs in weights_sha256"):
+    with pytest.raises(FileExistsError, match="other settings. .* weights_sha256="):
         run(backbone, data, tmp_path, tokenizer=load_tokenizer(model))
-    with pytest.raises(FileExistsError, match="which differs in data_sha256, num_"):
+    with pytest.raises(FileExistsError, match="data_sha256=.*, num_train_examples=160"):
         run(model, data, tmp_path, num_train_examples=30)
     (tmp_path / "mine.txt").write_text("kept")
     run(model, data, tmp_path, batch_size=8, overwrite=True)
@@ -525,3 +545,59 @@ def test_another_run_is_replaced_only_when_asked(model, data, single, tmp_path):
     with pytest.raises(ValueError, match="`model` must not lie in `output_dir`"):
         run(tmp_path / "model", data, tmp_path, overwrite=True)
     assert (tmp_path / "model" / "model.weights.h5").is_file()
+
+
+def test_settings_may_be_one_object(model, data, single, tmp_path):
+    settings = FineTuningSettings(
+        learning_rate=1.0, epochs=1, batch_size=16, sequence_length=24
+    )
+    result = fine_tune(
+        model,
+        "sst2",
+        tmp_path,
+        settings,
+        data_dir=data,
+        learning_rate=0.03,
+        progress_stream=io.StringIO(),
+    )
+    (ours,), (theirs,) = result.results.values(), single.results.values()
+    assert ours.losses == theirs.losses
+    with pytest.raises(ValueError, match="Fine-tuning has no field `rate`"):
+        fine_tune(model, "sst2", tmp_path, settings, data_dir=data, rate=1)
+
+
+def test_some_examples_may_be_scored(finished, data):
+    output_dir = finished[0].output_dir
+    evaluation = evaluate_model(output_dir, data_dir=data, num_examples=7)
+    assert len(evaluation.examples) == len(evaluation.predictions) == 7
+
+
+def test_a_task_of_the_users_own(model, tmp_path):
+    """Is there a king? What a Task needs, and nothing that a registry has."""
+    generator = np.random.default_rng(0)
+
+    class Kings(TextTask):
+        def load(self, split, data_dir=None, tfds_data_dir=None):
+            labels = generator.integers(0, 2, 80).astype("int32")
+            words = np.where(labels, "king", "ship")
+            return Examples(([f"the {word} was" for word in words],), labels)
+
+        def write(self, split, examples, predictions, directory):
+            np.savetxt(directory / f"{split}.txt", predictions, "%d")
+
+    task = Kings(
+        name="kings",
+        title="Kings",
+        splits=("train", "dev"),
+        metrics=("accuracy",),
+        label_names=("no", "yes"),
+        sequence_length=16,
+    )
+    assert isinstance(task, km.Task)
+    result = run(model, None, tmp_path, task=task, epochs=3, sequence_length=None)
+    assert result.evaluations["dev"].metrics["accuracy"] > 0.9
+    assert len(np.loadtxt(tmp_path / "predictions/dev.txt")) == 80
+    saved = km.load_saved(tmp_path)
+    assert (saved.task, saved.labels, saved.pairs) == ("kings", ("no", "yes"), False)
+    evaluation = evaluate_model(tmp_path, task)
+    assert evaluation.metrics["accuracy"] > 0.9

@@ -45,11 +45,11 @@ def test_a_full_disk_costs_nothing_but_time(
     assert distill(prepared_recipe, small_disk / "out") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "(No space left on device). After step" in error
-    assert "give the same command to go on" in error
+    assert "give the same command to resume" in error
     larger = ["mount", "-o", "remount,size=50m", str(small_disk)]
     subprocess.run(larger, check=True)
     assert distill(prepared_recipe, small_disk / "out") == 0
-    assert "Goes on after step 4 of 40" in capsys.readouterr().out
+    assert "Resumes after step 4 of 40" in capsys.readouterr().out
     assert distill(prepared_recipe, tmp_path / "whole") == 0
     assert_same_run(tmp_path / "whole", small_disk / "out")
 

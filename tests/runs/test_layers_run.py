@@ -6,7 +6,7 @@ import json
 import keras_hub
 import numpy as np
 import pytest
-from small_runs import WORDS, make_recipe, make_teacher
+from small_runs import make_recipe, make_teacher, write_task
 
 import keras_minilmv2 as km
 from keras_minilmv2 import cli
@@ -32,18 +32,7 @@ def recipe(teacher_dir, tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Is the first word of the first half?"""
-    path = tmp_path_factory.mktemp("data") / "SST-2"
-    path.mkdir()
-    generator = np.random.default_rng(0)
-    for split, number in (("train", 60), ("dev", 30)):
-        rows = ["sentence\tlabel"]
-        for _ in range(number):
-            words = generator.choice(WORDS, 5)
-            label = int(WORDS.index(words[0]) < len(WORDS) // 2)
-            rows.append(f"{' '.join(words)}\t{label}")
-        (path / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-    return path.parent
+    return write_task(tmp_path_factory.mktemp("tasks") / "data")
 
 
 def test_students_beside_each_other_are_trained_as_if_alone(teacher_dir):
@@ -110,7 +99,7 @@ def test_a_trial_scores_every_layer_and_goes_on(recipe, data, tmp_path, capsys):
     report = (out / "report.md").read_text()
     assert "| layer" in report
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
-    losses = json.loads((out / "settings.json").read_text())["losses"]
+    losses = json.loads((out / "losses.json").read_text())
     assert set(losses) == {"2", "3"}
     # Again: nothing is distilled or fine-tuned anew, and the answer is the same.
     cells = sorted(out.glob("layer_*/probe-*/cells/*"))
@@ -118,11 +107,11 @@ def test_a_trial_scores_every_layer_and_goes_on(recipe, data, tmp_path, capsys):
     assert cli.main(arguments) == 0
     assert [cell.stat().st_mtime_ns for cell in cells] == times
     again = capsys.readouterr().out
-    assert "Goes on with the students" in again
+    assert "Resumes with the students" in again
     assert again.splitlines()[-2] == output.splitlines()[-2]
     # Other settings are another trial.
     assert cli.main([*arguments, "--set", "seed=1"]) == 2
-    assert "a trial of other settings" in capsys.readouterr().err
+    assert "a run of other settings" in capsys.readouterr().err
 
 
 def test_layers_that_are_not_there_are_refused(recipe, data, tmp_path):
@@ -178,7 +167,7 @@ def test_another_run_is_no_trial(recipe, data, tmp_path, capsys):
     (tmp_path / "out" / "settings.json").write_text('{"task": "sst2"}')
     arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]
     assert cli.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
-    assert "must not hold a trial of other settings" in capsys.readouterr().err
+    assert "must not hold a run of other settings" in capsys.readouterr().err
 
 
 def test_the_best_is_the_best_on_average():

@@ -166,7 +166,7 @@ def test_a_student_is_gone_on_from(recipe, tmp_path, capsys):
     # Its weights are carried over, its dropout is the recipe's.
     options = [*go_on_from(student), "--set", "student_dropout=0"]
     assert run("distill", recipe, tmp_path / "second", *options) == 0
-    assert f"begins from {student}" in capsys.readouterr().out
+    assert f"initialized from {student}" in capsys.readouterr().out
     first, second = (held_out_losses(tmp_path / name) for name in ("first", "second"))
     assert second[0] == first[-1]
     assert float(second[-1]) < float(second[0])
@@ -180,7 +180,10 @@ def test_a_student_is_gone_on_from_in_another_directory(recipe, tmp_path, capsys
     before = weights(tmp_path / "out" / "student")
     options = [*go_on_from(tmp_path / "out" / "student"), "--overwrite"]
     assert run("distill", recipe, tmp_path / "out", *options) == 2
-    assert "`student_preset` must not lie in `output_dir`" in capsys.readouterr().err
+    assert (
+        "`student_initialization` must not lie in `output_dir`"
+        in capsys.readouterr().err
+    )
     after = weights(tmp_path / "out" / "student")
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
 
@@ -190,8 +193,9 @@ def test_a_student_to_go_on_from_has_the_recipes_shape(
 ):
     assert run("distill", recipe, tmp_path / "out", *go_on_from(teacher_dir)) == 2
     assert (
-        "`student_preset` must have the student's num_layers, 2. Received: "
-        f"student_preset={teacher_dir}, num_layers=3." in capsys.readouterr().err
+        "`student_initialization` must name a preset with the student's num_layers, 2. "
+        f"Received: student_initialization=preset:{teacher_dir}, num_layers=3."
+        in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
 
@@ -205,7 +209,7 @@ def test_a_student_to_go_on_from_has_the_teachers_vocabulary(
     path.write_text("\n".join([*pieces[:-2], pieces[-1], pieces[-2]]))
     options = go_on_from(tmp_path / "other")
     assert run("distill", recipe, tmp_path / "out", *options) == 2
-    assert "`student_preset` must have the teacher's v" in capsys.readouterr().err
+    assert "must name a preset with the teacher's vocabulary" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ from small_runs import PACKAGED, write_text
 from small_tokenizers import make_tokenizer
 
 from keras_minilmv2.backbones.families import FAMILIES
-from keras_minilmv2.planning.plan import encoder_shape
+from keras_minilmv2.planning.shapes import encoder_shape
 from keras_minilmv2.runs.distill import distill
 from keras_minilmv2.runs.recipes import load_recipe
 
@@ -82,7 +82,7 @@ def test_a_recipe_runs(path, tmp_path):
         checkpoint_every=3,
     )
     run = distill(
-        smoke, tmp_path / "out", progress_stream=io.StringIO(), say=lambda line: None
+        smoke, tmp_path / "out", progress_stream=io.StringIO(), log=lambda line: None
     )
     assert run.finished
     losses = run.history.series("held_out_loss")[1]

@@ -7,9 +7,12 @@ import pytest
 from small_runs import WORDS, make_teacher
 
 from keras_minilmv2 import cli
-from keras_minilmv2.downstream.question_answering import load_span_examples
+from keras_minilmv2.downstream.reader import load_span_examples
+from keras_minilmv2.downstream.saved import load_saved
 from keras_minilmv2.downstream.span_metrics import squad_v2_metrics
-from keras_minilmv2.runs.span_runs import evaluate_on_questions, fine_tune_on_squad
+from keras_minilmv2.downstream.span_model import SpanModel
+from keras_minilmv2.runs.export import export
+from keras_minilmv2.runs.fine_tune import evaluate_model, fine_tune
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,8 @@ def finished(model, data, tmp_path_factory):
 def test_a_run_leaves_model_answers_and_report(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["task"] == "squad1"
+    f1 = metrics["splits"]["dev"]["metrics"]["f1"]
+    assert 0 < f1 <= 1
     answers = json.loads((finished / "predictions" / "dev.json").read_text())
     assert len(answers) == 24
     nbest = json.loads((finished / "predictions" / "dev-nbest.json").read_text())
@@ -80,24 +85,31 @@ def test_a_run_leaves_model_answers_and_report(finished):
     losses = json.loads(cell.read_text())["losses"]
     assert losses[-1] < losses[0]
     report = (finished / "report.md").read_text()
-    for word in ("exact_match", "f1", f"{metrics['metrics']['f1']:.2f}", "hardware"):
+    for word in ("exact_match", "f1", f"{100 * f1:.2f}", "hardware"):
         assert word in report
 
 
-def test_a_finished_run_is_kept(model, data, finished, capsys):
+def test_a_finished_run_is_returned(model, data, finished, capsys):
     arguments = ["finetune", str(model), "--task", "squad1", "--data-dir", str(data)]
     arguments += ["--output-dir", str(finished), "--epochs", "6", *SETTINGS]
-    assert cli.main(arguments) == 2
-    assert "must not hold a finished run" in capsys.readouterr().err
+    before = {file: file.read_bytes() for file in finished.rglob("*.*")}
+    assert cli.main(arguments) == 0
+    assert f"Finished already: {finished}." in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in finished.rglob("*.*")} == before
+
+
+def metrics_of(directory):
+    content = json.loads((directory / "metrics.json").read_text())
+    return content["splits"]["dev"]["metrics"]
 
 
 def test_evaluate_gives_the_scores_of_the_run(data, finished, tmp_path, capsys):
-    metrics = json.loads((finished / "metrics.json").read_text())["metrics"]
     out = tmp_path / "out"
     arguments = ["evaluate", str(finished), "--data-dir", str(data)]
     assert cli.main([*arguments, "--output-dir", str(out)]) == 0
-    assert f"{metrics['f1']:.2f}" in capsys.readouterr().out
-    assert json.loads((out / "metrics.json").read_text())["metrics"] == metrics
+    metrics = metrics_of(finished)
+    assert f"{100 * metrics['f1']:.2f}" in capsys.readouterr().out
+    assert metrics_of(out) == metrics
 
 
 def test_mlqa_is_scored_in_every_language_there_is(data, finished, tmp_path, capsys):
@@ -107,9 +119,9 @@ def test_mlqa_is_scored_in_every_language_there_is(data, finished, tmp_path, cap
     output = capsys.readouterr().out
     assert "MLQA dev" in output
     assert [line.split()[1] for line in output.splitlines()[4:]] == ["de", "en", "mean"]
-    metrics = json.loads((out / "metrics.json").read_text())
-    each = [metrics["by_language"][language]["f1"] for language in ("en", "de")]
-    assert metrics["metrics"]["f1"] == pytest.approx(np.mean(each))
+    metrics = metrics_of(out)
+    each = [metrics[f"f1_{language}"] for language in ("en", "de")]
+    assert metrics["f1"] == pytest.approx(np.mean(each))
     names = {entry.name for entry in (out / "predictions").iterdir()}
     assert names == {
         f"dev-{language}{kind}.json"
@@ -125,13 +137,35 @@ def test_mlqa_is_scored_in_the_languages_that_are_asked_for(data, finished, caps
     assert row.split()[1:4] == ["de", "|", "5"]
     arguments = ["evaluate", str(finished), "--data-dir", str(data)]
     assert cli.main([*arguments, "--languages", "de"]) == 2
-    assert "`languages` must be left out for another" in capsys.readouterr().err
+    assert "`languages` must not be given for squad1" in capsys.readouterr().err
     arguments += ["--task", "mlqa", "--languages", "de-en"]
     assert cli.main(arguments) == 2
     assert "`languages` must be out of ar, de, en" in capsys.readouterr().err
     assert cli.main([*arguments[:-4], "--task", "sst2"]) == 2
     error = capsys.readouterr().err
-    assert "squad1, squad2, mlqa for a question-answering model" in error
+    assert "`model` must be a TextClassifier for sst2. Received: model of type" in error
+
+
+def test_every_form_of_a_run_is_loaded(finished, data):
+    saved = load_saved(finished)
+    assert isinstance(saved.model, SpanModel)
+    assert (saved.task, saved.pairs, saved.labels) == ("squad1", True, None)
+    assert saved.sizes["sequence_length"] == 24
+    inner = load_saved(finished / "model")
+    for one, two in zip(saved.model.weights, inner.model.weights, strict=True):
+        np.testing.assert_array_equal(one, two)
+    evaluation = evaluate_model(finished, data_dir=data)
+    assert evaluation.metrics == metrics_of(finished)
+
+
+@pytest.mark.parametrize("place", [".", "model"])
+def test_a_run_is_exported(finished, tmp_path, place):
+    version = export(
+        finished / place, tmp_path / "serving", "saved_model", sequence_length=24
+    )
+    manifest = json.loads((version / "manifest.json").read_text())
+    outputs = manifest["signatures"]["serving_default"]["outputs"]
+    assert {"start_logits", "end_logits"} <= set(outputs)
 
 
 def test_each_question_of_squad_1_has_an_answer(data, finished, tmp_path, capsys):
@@ -152,7 +186,7 @@ def test_sizes_are_checked_before_anything_is_written(model, data, tmp_path, cap
     assert cli.main([*arguments, "1"]) == 2
     assert "`sequence_length` must leave room" in capsys.readouterr().err
     assert cli.main([*arguments, "0"]) == 2
-    assert "`sequence_length` must be at least 1" in capsys.readouterr().err
+    assert "`sequence_length` must be an int of at least 1" in capsys.readouterr().err
     assert cli.main([*arguments, "24", "--doc-stride", "0"]) == 2
     assert "`doc_stride` must be" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -160,10 +194,8 @@ def test_sizes_are_checked_before_anything_is_written(model, data, tmp_path, cap
 
 @pytest.mark.parametrize("name", ["num_train_examples", "num_dev_examples"])
 def test_numbers_of_questions_must_be_positive(model, data, tmp_path, name):
-    with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
-        fine_tune_on_squad(
-            model, "squad1", tmp_path / "out", data_dir=data, **{name: 0}
-        )
+    with pytest.raises(ValueError, match=f"`{name}` must be an int of at least 1"):
+        fine_tune(model, "squad1", tmp_path / "out", data_dir=data, **{name: 0})
     assert not (tmp_path / "out").exists()
 
 
@@ -176,12 +208,12 @@ def test_other_answers_are_other_data(model, data, tmp_path, capsys):
     arguments += ["--output-dir", str(tmp_path / "out"), *SETTINGS, "--data-dir"]
     assert cli.main([*arguments, str(data)]) == 0
     assert cli.main([*arguments, str(other), "--seed", "1"]) == 2
-    assert "which differs in data_sha256" in capsys.readouterr().err
+    assert "whose settings.json has data_sha256=" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_run_may_diverge_on_its_last_update(model, data, tmp_path):
-    _, results = fine_tune_on_squad(
+    results = fine_tune(
         model,
         "squad1",
         tmp_path / "out",
@@ -191,14 +223,14 @@ def test_a_run_may_diverge_on_its_last_update(model, data, tmp_path):
         warmup_fraction=0.0,
         sequence_length=24,
         num_train_examples=1,
-        say=lambda line: None,
-    )
+        log=lambda line: None,
+    ).results
     assert [result.score is None for result in results.values()] == [False, True]
 
 
 @pytest.mark.slow
 def test_squad_2_finds_its_threshold(model, data, tmp_path):
-    scores, results = fine_tune_on_squad(
+    run = fine_tune(
         model,
         "squad2",
         tmp_path / "out",
@@ -209,9 +241,10 @@ def test_squad_2_finds_its_threshold(model, data, tmp_path):
         batch_size=16,
         sequence_length=24,
         num_train_examples=40,
-        say=lambda line: None,
+        log=lambda line: None,
     )
-    assert len(results) == 2
+    assert len(run.results) == 2
+    scores = run.evaluations["dev"]
     assert scores.metrics["best_f1"] >= scores.metrics["f1"]
     # What is written gives the best score: the official script reads these two.
     answers, odds = (
@@ -224,7 +257,7 @@ def test_squad_2_finds_its_threshold(model, data, tmp_path):
     assert again["best_f1"] == pytest.approx(scores.metrics["best_f1"])
     # Nor does it matter whether a question without an answer is among them.
     squad_file(tmp_path / "data/dev-v2.0.json", 4, 5)
-    scores = evaluate_on_questions(tmp_path / "out", data_dir=tmp_path / "data")
+    scores = evaluate_model(tmp_path / "out", data_dir=tmp_path / "data")
     assert "best_f1" in scores.metrics
     assert "Best setting by mean best_f1" in (tmp_path / "out/report.md").read_text()
 
@@ -239,14 +272,16 @@ def test_misplaced_answers_are_counted_or_refused(model, data, tmp_path, capsys)
     elsewhere = [*arguments, "--strict"]
     elsewhere[elsewhere.index("squad1")] = "sst2"
     assert cli.main(elsewhere) == 2
-    assert "--strict with --task sst2" in capsys.readouterr().err
+    assert "`strict` must not be given for sst2" in capsys.readouterr().err
     elsewhere[elsewhere.index("sst2")] = "squad"
     assert cli.main(elsewhere) == 2
-    assert "rte, xnli, squad1, squad2 for an encoder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "rte, xnli, squad1, squad2, mlqa. Received: task='squad'" in error
     assert cli.main([*arguments, "--epochs", "1"]) == 0
-    assert "do not stand in their context, left out: 1." in capsys.readouterr().out
+    line = "Training questions: answers that are not where the file says, skipped: 1."
+    assert line in capsys.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "160; answers that do not stand in their context, left out: 1 " in report
+    assert "160; answers that are not where the file says, skipped: 1" in report
 
 
 def test_evaluation_counts_or_refuses_misplaced_answers(
@@ -257,12 +292,15 @@ def test_evaluation_counts_or_refuses_misplaced_answers(
     arguments = ["evaluate", str(finished), "--task", "mlqa", "--languages", "hi"]
     arguments += ["--data-dir", str(tmp_path)]
     assert cli.main(arguments) == 0
-    line = "Answers that do not stand in their context, which count in the scores: 1."
-    assert capsys.readouterr().out.splitlines()[-1] == line
+    line = (
+        "MLQA dev, 4 questions (answers that are not where the file says, counted in "
+        "the scores: 1)"
+    )
+    assert capsys.readouterr().out.startswith(line)
     assert cli.main([*arguments, "--strict"]) == 2
     assert name in capsys.readouterr().err
     assert cli.main(["evaluate", str(finished), "--data-dir", str(data)]) == 0
-    assert "do not stand" not in capsys.readouterr().out
+    assert "not where" not in capsys.readouterr().out
 
 
 def test_a_run_is_kept_where_nothing_can_be_learned(model, tmp_path, capsys):

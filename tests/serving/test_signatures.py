@@ -10,8 +10,9 @@ from small_exports import (
     small_classifier,
 )
 
-from keras_minilmv2.downstream.question_answering import SpanExample, span_features
+from keras_minilmv2.downstream.reader import SpanExample
 from keras_minilmv2.downstream.span_model import SpanModel
+from keras_minilmv2.downstream.windows import span_features
 from keras_minilmv2.serving.signatures import (
     DESCRIPTIONS,
     make_signatures,

@@ -12,7 +12,7 @@ from small_tokenizers import FAMILIES, make_tokenizer
 from keras_minilmv2.backbones.loading import load_tokenizer
 from keras_minilmv2.backbones.vocabulary import token_counter
 from keras_minilmv2.data.packing import packed_examples, tokenize_function
-from keras_minilmv2.downstream.fine_tuning import encode
+from keras_minilmv2.downstream.texts import encode
 from keras_minilmv2.serving.text_inputs import TextInputs
 from keras_minilmv2.tokenization.fast import COMMON, fast_tokenizer
 

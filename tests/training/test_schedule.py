@@ -56,12 +56,14 @@ def test_one_update_is_adamw_written_out():
 
 def test_norms_and_biases_do_not_decay():
     names = ["kernel", "embeddings", "bias", "gamma", "beta", "position_embeddings"]
+    # Of a head over the vocabulary.
+    names.append("output_bias")
     variables = [keras.Variable([1.0], name=name) for name in names]
     optimizer = km.adamw(0.1, 0, 10, weight_decay=0.5)
     optimizer.build(variables)
     optimizer.apply([keras.ops.zeros((1,)) for _ in names])
     values = [float(variable.value[0]) for variable in variables]
-    np.testing.assert_allclose(values, [0.95, 0.95, 1, 1, 1, 0.95], rtol=1e-6)
+    np.testing.assert_allclose(values, [0.95, 0.95, 1, 1, 1, 0.95, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

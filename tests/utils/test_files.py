@@ -1,9 +1,11 @@
 import pytest
 
 from keras_minilmv2.utils.files import (
-    check_outside,
+    read_json,
+    remove_partial,
     replacing_directory,
     replacing_file,
+    write_json,
 )
 from keras_minilmv2.utils.tables import count, markdown_table, megabytes
 
@@ -53,20 +55,6 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path):
     assert names(tmp_path) == ["output"]
 
 
-def test_what_is_read_lies_outside_of_what_is_replaced(tmp_path, monkeypatch):
-    (tmp_path / "out" / "student").mkdir(parents=True)
-    (tmp_path / "teacher").mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for preset in ("out/student", "~/out/student", tmp_path / "out"):
-        with pytest.raises(ValueError, match="`model` must not lie in `output_dir`"):
-            check_outside("model", preset, tmp_path / "out")
-    # A name is no path, though it may look like one of a file here.
-    for preset in ("teacher", "bert_base_en_uncased", "hf://someone/model", object()):
-        check_outside("model", preset, tmp_path / "out")
-    check_outside("model", "bert_base_en_uncased", tmp_path)
-
-
 def test_numbers_read_well():
     assert [count(n) for n in (7, 1_234, 22_713_216, 1.2e9)] == [
         "7",
@@ -81,3 +69,60 @@ def test_tables_line_up():
     assert markdown_table(["name", "value"], [["a", "1.5"], ["longer", "10"]]) == (
         "| name   | value |\n| ------ | ----: |\n| a      |   1.5 |\n| longer |    10 |"
     )
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    for name in (
+        ".out-ab12.partial",
+        ".out-ab12",
+        ".out-a-b.partial",
+        ".other-ab12.partial",
+        ".out-ab12.partial.md",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("half")
+    with replacing_directory(tmp_path / "out") as living:
+        remove_partial(tmp_path / "out")
+        assert living.is_dir()
+        (living / "file").write_text("whole")
+    assert names(tmp_path) == [
+        ".other-ab12.partial",
+        ".out-a-b.partial",
+        ".out-ab12",
+        ".out-ab12.partial.md",
+        "out",
+    ]
+
+
+@pytest.mark.parametrize("replacing", [replacing_file, replacing_directory])
+def test_of_a_link_the_target_is_replaced(replacing, tmp_path):
+    target, link = tmp_path / "disk" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    for text in ("old", "new"):
+        with replacing(link) as temporary:
+            file = temporary / "file" if temporary.is_dir() else temporary
+            file.write_text(text)
+    assert link.is_symlink()
+    file = target / "file" if target.is_dir() else target
+    assert file.read_text() == "new"
+    assert names(target.parent) == ["target"]
+
+
+def test_names_that_are_no_utf_8_are_written_to_json_and_read_back(tmp_path):
+    name = b"b\xe9.txt".decode("utf-8", "surrogateescape")
+    for text in (name, "bé"):
+        write_json(tmp_path / "values.json", {"corpus": text})
+        assert read_json(tmp_path / "values.json") == {"corpus": text}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000])
+def test_json_that_is_no_object_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "values.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="values.json must be"):
+        read_json(path)

@@ -1,25 +1,11 @@
 """ELECTRA from transformers, which keras-hub has no converter for.
 
-The two functions have the form of `keras_hub.src.utils.transformers.convert_*`.
-The attention and dense layers of `TransformerEncoder` are private: checked on
-keras-hub 0.32.
+`convert_weights` has the form of those in `keras_hub.src.utils.transformers`. The
+attention and dense layers of `TransformerEncoder` are private: checked on keras-hub
+0.32.
 """
 
 import numpy as np
-
-
-def convert_backbone_config(config):
-    """Arguments of `ElectraBackbone` from a transformers config."""
-    return {
-        # ELECTRA alone has this name for vocabulary_size.
-        "vocab_size": config["vocab_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
-        "hidden_dim": config["hidden_size"],
-        "embedding_dim": config["embedding_size"],
-        "intermediate_dim": config["intermediate_size"],
-        "max_sequence_length": config["max_position_embeddings"],
-    }
 
 
 def convert_weights(backbone, loader, config):

@@ -14,65 +14,10 @@ from keras_minilmv2.backbones.families import (
 )
 from keras_minilmv2.backbones.hugging_face.model_card import model_card, read_facts
 from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_files
-from keras_minilmv2.backbones.hugging_face.weights import encoder_weights, scope_of
+from keras_minilmv2.backbones.hugging_face.weights import encoder_weights
 from keras_minilmv2.backbones.preset_files import check_new_directory, write_json
+from keras_minilmv2.backbones.variants import variant_of
 from keras_minilmv2.utils.files import replacing_directory
-
-# Names in config.json of what every family has, DistilBERT apart.
-_CONFIG_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "hidden_dim": "hidden_size",
-    "intermediate_dim": "intermediate_size",
-    "dropout": "hidden_dropout_prob",
-    "embedding_dim": "embedding_size",
-    "num_segments": "type_vocab_size",
-    "num_groups": "num_hidden_groups",
-    "num_inner_repetitions": "inner_group_num",
-}
-_DISTILBERT_CONFIG_NAMES = {
-    "num_layers": "n_layers",
-    "num_heads": "n_heads",
-    "hidden_dim": "dim",
-    "intermediate_dim": "hidden_dim",
-    "dropout": "dropout",
-}
-
-_CLASS_NAMES = {
-    "bert": "Bert",
-    "roberta": "Roberta",
-    "xlm-roberta": "XLMRoberta",
-    "albert": "Albert",
-    "distilbert": "DistilBert",
-    "electra": "Electra",
-}
-
-_DROPOUT_NAMES = {
-    "bert": "classifier_dropout",
-    "roberta": "classifier_dropout",
-    "xlm-roberta": "classifier_dropout",
-    "albert": "classifier_dropout_prob",
-    "distilbert": "seq_classif_dropout",
-    "electra": "classifier_dropout",
-}
-
-# The dense layers of a classifier by their names in transformers.
-_PLAIN_HEAD = {"classifier": "output_dense"}
-_ROBERTA_HEAD = {
-    "classifier.dense": "pooled_dense",
-    "classifier.out_proj": "output_dense",
-}
-_HEADS = {
-    "bert": _PLAIN_HEAD,
-    "albert": _PLAIN_HEAD,
-    "roberta": _ROBERTA_HEAD,
-    "xlm-roberta": _ROBERTA_HEAD,
-    "distilbert": {"pre_classifier": "pooled_dense", "classifier": "output_dense"},
-    "electra": {
-        "classifier.dense": "hidden_dense",
-        "classifier.out_proj": "output_dense",
-    },
-}
 
 
 def export_to_hugging_face(
@@ -144,12 +89,11 @@ def export_to_hugging_face(
         **_label_config(labels, num_classes),
     }
     weights = encoder_weights(backbone)
-    class_name = f"{_CLASS_NAMES[family.model_type]}Model"
+    class_name = f"{family.transformers_prefix}Model"
     if classifier is not None:
-        class_name = f"{_CLASS_NAMES[family.model_type]}ForSequenceClassification"
-        config[_DROPOUT_NAMES[family.model_type]] = classifier.dropout
-        scope = scope_of(family.model_type)
-        weights = {scope + name: tensor for name, tensor in weights.items()}
+        class_name = f"{family.transformers_prefix}ForSequenceClassification"
+        config[family.classifier_dropout_name] = classifier.dropout
+        weights = {family.scope + name: tensor for name, tensor in weights.items()}
         weights.update(_head_weights(family, classifier))
     config["architectures"] = [class_name]
     card = model_card(backbone, read_facts(facts), num_classes, sentence_transformers)
@@ -189,38 +133,30 @@ def _own_tokenizer(classifier):
 
 def _config(family, backbone, tokenizer):
     """`config.json` of the encoder."""
-    arguments = backbone.get_config()
-    is_roberta = family.name in ("RoBERTa", "XLM-R")
-    # RoBERTa counts positions from the one after the padding token's.
-    if is_roberta and tokenizer.pad_token_id != 1:
+    padding_rows = family.num_padding_positions
+    # Positions count from the one after the padding token's.
+    if padding_rows and tokenizer.pad_token_id != 1:
         raise ValueError(
             "`tokenizer` must have the padding token at id 1, as transformers' class "
             f"has. Received: pad_token_id={tokenizer.pad_token_id}."
         )
+    variant = variant_of(backbone)
+    arguments = backbone.get_config()
+    arguments["vocabulary_size"] = vocabulary_size(backbone)
+    arguments["max_sequence_length"] += padding_rows
     config = {
         "model_type": family.model_type,
         "dtype": "float32",
-        "vocab_size": vocabulary_size(backbone),
-        "max_position_embeddings": backbone.max_sequence_length + 2 * is_roberta,
         "pad_token_id": tokenizer.pad_token_id,
+        **{theirs: arguments[ours] for ours, theirs in family.size_names.items()},
+        family.activation_name: variant.gelu,
+        family.dropout_name: backbone.dropout,
+        family.attention_dropout_name: backbone.dropout,
+        **family.config_constants,
     }
-    if family.name == "DistilBERT":
-        names = _DISTILBERT_CONFIG_NAMES
-        config["activation"] = "gelu"
-        config["attention_dropout"] = backbone.dropout
-        config["sinusoidal_pos_embds"] = False
-    else:
-        names = _CONFIG_NAMES
-        # BERT, ALBERT and ELECTRA of keras-nlp compute the tanh form.
-        config["hidden_act"] = "gelu" if is_roberta else "gelu_pytorch_tanh"
-        config["attention_probs_dropout_prob"] = backbone.dropout
-        config["layer_norm_eps"] = 1e-5 if is_roberta else 1e-12
-    config.update(
-        {names[name]: value for name, value in arguments.items() if name in names}
-    )
-    if is_roberta:
-        config["type_vocab_size"] = 1
-    if is_roberta or family.name == "ALBERT":
+    if family.epsilon_name:
+        config[family.epsilon_name] = variant.layer_norm_epsilon
+    if family.states_end_tokens:
         config["bos_token_id"] = tokenizer.start_token_id
         config["eos_token_id"] = tokenizer.end_token_id
     return config
@@ -247,7 +183,7 @@ def _head_weights(family, classifier):
     """The dense layers of a classifier, by their names in transformers."""
     weights = {}
     hidden_dim = classifier.backbone.hidden_dim
-    for name, attribute in _HEADS[family.model_type].items():
+    for name, attribute in family.classifier_layers.items():
         layer = getattr(classifier, attribute, None)
         if layer is None:
             raise TypeError(

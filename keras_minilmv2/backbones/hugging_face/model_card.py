@@ -183,7 +183,7 @@ def _notes(family, backbone, num_classes, teacher):
         "The token ids are those of the keras-nlp tokenizer. Special tokens written "
         "out in a text, such as `[MASK]`, are special here and plain text there."
     ]
-    if family.name in ("BERT", "ALBERT", "ELECTRA"):
+    if family.gelu != "gelu":
         notes.append(
             "`hidden_act` is the tanh form of GELU, which keras-nlp computes for "
             f"{family.name}."
@@ -193,11 +193,11 @@ def _notes(family, backbone, num_classes, teacher):
             "What stands above the queries, keys and values of the last layer gets no "
             "gradient from the distillation: fine-tune before use."
         )
-    if num_classes is None and not hasattr(backbone, "pooled_dense"):
+    if num_classes is None and not family.has_pooler:
         notes.append(
             "The model has no pooler: where transformers' class has one, it is new."
         )
-    if family.name == "ELECTRA":
+    if family.has_pooler and not family.transformers_has_pooler:
         notes.append(
             "`pooler.dense` is the pooler of keras-nlp's class; transformers' has none "
             "and says that it leaves these weights out."

@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from keras_minilmv2.downstream.tasks import (
-    TASKS,
-    Examples,
-    get_task,
-    has_split,
-    load_examples,
-    write_predictions,
-)
+from keras_minilmv2.downstream.glue import GLUE_TASKS
+from keras_minilmv2.downstream.registry import get_task
+from keras_minilmv2.downstream.text_tasks import Examples
 
-SPLITS = [(name, split) for name, task in TASKS.items() for split in task.splits]
+SPLITS = [(name, split) for name, task in GLUE_TASKS.items() for split in task.splits]
 
 
 def write(path, *lines):
@@ -28,14 +23,14 @@ def write_sst2(directory, *lines, name="train"):
 
 def refused(directory, message, name="sst2", split="train", error=ValueError):
     with pytest.raises(error, match=message):
-        load_examples(TASKS[name], split, directory)
+        GLUE_TASKS[name].load(split, directory)
 
 
 def test_texts_are_read_as_they_are(tmp_path):
     # Unbalanced quotes, and what else Python takes for the end of a line.
     texts = ['an "open quote', "a\u2028b\x85c\x0bd\x1ee", 'closes" it', "a\rb", "  "]
     write_sst2(tmp_path, *(f"{text}\t{i % 2}" for i, text in enumerate(texts)))
-    examples = load_examples(TASKS["sst2"], "train", tmp_path)
+    examples = GLUE_TASKS["sst2"].load("train", tmp_path)
     assert examples.texts == (texts,)
     assert examples.labels.tolist() == [0, 1, 0, 1, 0]
     assert examples.labels.dtype == "int32"
@@ -45,7 +40,7 @@ def test_texts_are_read_as_they_are(tmp_path):
 def test_line_ends_of_windows_and_a_byte_order_mark_are_not_text(tmp_path):
     path = write_sst2(tmp_path)
     path.write_bytes("\ufeffsentence\tlabel\r\ngood\t1\r\n\r\n".encode())
-    examples = load_examples(TASKS["sst2"], "train", tmp_path)
+    examples = GLUE_TASKS["sst2"].load("train", tmp_path)
     assert examples.texts == (["good"],)
     assert examples.labels.tolist() == [1]
 
@@ -55,18 +50,18 @@ def test_the_directory_of_the_task_or_one_above_it_will_do(tmp_path, inside):
     parent = tmp_path if inside == "SST-2" else tmp_path / inside
     write_sst2(parent, "good\t1")
     data_dir = tmp_path / "SST-2" if inside == "SST-2" else tmp_path
-    assert len(load_examples(TASKS["sst2"], "train", data_dir)) == 1
-    assert has_split(TASKS["sst2"], "train", data_dir)
-    assert not has_split(TASKS["sst2"], "dev", data_dir)
+    assert len(GLUE_TASKS["sst2"].load("train", data_dir)) == 1
+    assert GLUE_TASKS["sst2"].has_split("train", data_dir)
+    assert not GLUE_TASKS["sst2"].has_split("dev", data_dir)
 
 
 def test_cola_has_no_header_but_in_its_test_set(tmp_path):
     write(tmp_path / "CoLA/dev.tsv", "gj04\t0\t*\tHim runs.", "gj04\t1\t\tHe runs.")
     write(tmp_path / "CoLA/test.tsv", "index\tsentence", "0\tShe runs.")
-    dev = load_examples(TASKS["cola"], "dev", tmp_path)
+    dev = GLUE_TASKS["cola"].load("dev", tmp_path)
     assert dev.texts == (["Him runs.", "He runs."],)
     assert dev.labels.tolist() == [0, 1]
-    test = load_examples(TASKS["cola"], "test", tmp_path)
+    test = GLUE_TASKS["cola"].load("test", tmp_path)
     assert test.texts == (["She runs."],)
     assert test.labels is None
 
@@ -76,7 +71,7 @@ def test_more_columns_than_a_task_needs_are_left_alone(tmp_path):
     header = "sentence2\tsentence1\tlabel1\tlabel2\tgold_label"
     line = "hypothesis\tpremise\tneutral\tneutral\tcontradiction"
     write(tmp_path / "MNLI/dev_mismatched.tsv", header, line)
-    examples = load_examples(TASKS["mnli"], "dev_mismatched", tmp_path)
+    examples = GLUE_TASKS["mnli"].load("dev_mismatched", tmp_path)
     assert examples.texts == (["premise"], ["hypothesis"])
     assert examples.labels.tolist() == [2]
 
@@ -84,7 +79,7 @@ def test_more_columns_than_a_task_needs_are_left_alone(tmp_path):
 def test_scores_are_numbers(tmp_path):
     lines = ["sentence1\tsentence2\tscore", "a\tb\t0", "c\td\t3.80", "e\tf\t5.000"]
     write(tmp_path / "STS-B/dev.tsv", *lines)
-    examples = load_examples(TASKS["stsb"], "dev", tmp_path)
+    examples = GLUE_TASKS["stsb"].load("dev", tmp_path)
     np.testing.assert_array_equal(examples.labels, np.float32([0, 3.8, 5]))
     assert examples.labels.dtype == "float32"
 
@@ -97,7 +92,7 @@ def test_broken_rows_of_qqp_are_left_out_and_counted(tmp_path):
         "come?\t0",
         "4\t5\t6\tWho?\tWho is it?\t1",
     )
-    examples = load_examples(TASKS["qqp"], "train", tmp_path)
+    examples = GLUE_TASKS["qqp"].load("train", tmp_path)
     assert examples.texts == (["Who?"], ["Who is it?"])
     assert examples.num_broken == 2
     # Predictions for a test split are numbered by row.
@@ -105,16 +100,16 @@ def test_broken_rows_of_qqp_are_left_out_and_counted(tmp_path):
         tmp_path / "QQP/test.tsv", "id\tquestion1\tquestion2", "0\tWhy?", "1\tWho?\tHe?"
     )
     with pytest.raises(ValueError, match="with 3 columns in each line.*test.tsv"):
-        load_examples(TASKS["qqp"], "test", tmp_path)
+        GLUE_TASKS["qqp"].load("test", tmp_path)
 
 
 def test_blank_lines_do_not_shift_the_rows_of_a_submission(tmp_path):
     path = tmp_path / "SST-2/test.tsv"
     write(path, "index\tsentence", "0\tfine", "1\tgood", "")
-    assert load_examples(TASKS["sst2"], "test", tmp_path).texts == (["fine", "good"],)
+    assert GLUE_TASKS["sst2"].load("test", tmp_path).texts == (["fine", "good"],)
     write(path, "index\tsentence", "0\tfine", "", "2\tgood")
     with pytest.raises(ValueError, match="without blank lines.*test.tsv, line 3,"):
-        load_examples(TASKS["sst2"], "test", tmp_path)
+        GLUE_TASKS["sst2"].load("test", tmp_path)
 
 
 def test_xnli_is_in_several_languages(tmp_path):
@@ -124,7 +119,7 @@ def test_xnli_is_in_several_languages(tmp_path):
         "de\tneutral\tEins\tZwei",
         "en\tcontradiction\tOne\tTwo",
     )
-    examples = load_examples(TASKS["xnli"], "dev", tmp_path)
+    examples = GLUE_TASKS["xnli"].load("dev", tmp_path)
     assert examples.languages == ["de", "en"]
     assert examples.take([1]).languages == ["en"]
     assert examples.take([1]).texts == (["One"], ["Two"])
@@ -201,9 +196,8 @@ def test_predictions_are_written_as_glue_wants_them(tmp_path):
     def lines(name, split, predictions, languages=None):
         texts = (["text"] * len(predictions),)
         examples = Examples(texts, languages=languages)
-        paths = write_predictions(
-            TASKS[name], split, examples, np.array(predictions), tmp_path
-        )
+        paths = GLUE_TASKS[name].write(split, examples, np.array(predictions), tmp_path)
+        assert {path.parent.name for path in paths} == {split}
         return {path.name: path.read_text().split("\n") for path in paths}
 
     assert lines("sst2", "test", [1, 0]) == {
@@ -266,14 +260,14 @@ def write_archive(name, directory):
         rows = [
             f"{language}\t{label}\t{language} text {i}\t{language} pair {i}\t{i}"
             for i, label in enumerate(["neutral", "entailment", "contradiction"])
-            for language in TASKS["xnli"].languages
+            for language in GLUE_TASKS["xnli"].languages
         ]
         header = "language\tgold_label\tsentence1\tsentence2\tpairID"
         for split in ("dev", "test"):
             write(directory / f"XNLI-1.0/xnli.{split}.tsv", header, *rows)
         return
     folder, header, row, labels = GLUE[name]
-    for file in {split.file for split in TASKS[name].splits.values()}:
+    for file in {split.file for split in GLUE_TASKS[name].splits.values()}:
         rows = [row.format(i=i, label=labels[i % len(labels)]) for i in range(7)]
         lines = [header, *rows] if header else rows
         if folder == "CoLA" and file.endswith("test.tsv"):
@@ -283,7 +277,7 @@ def write_archive(name, directory):
 
 @pytest.mark.parametrize("name", [*GLUE, "xnli"])
 def test_tfds_gives_what_the_files_give(tmp_path, monkeypatch, name):
-    task = TASKS[name]
+    task = GLUE_TASKS[name]
     archive = tmp_path / "archive"
     write_archive(name, archive)
     manager = tfds.download.DownloadManager
@@ -291,8 +285,8 @@ def test_tfds_gives_what_the_files_give(tmp_path, monkeypatch, name):
     for split, part in task.splits.items():
         if name == "xnli" and split == "train":
             continue
-        ours = load_examples(task, split, archive)
-        theirs = load_examples(task, split, tfds_data_dir=tmp_path / "tfds")
+        ours = task.load(split, archive)
+        theirs = task.load(split, tfds_data_dir=tmp_path / "tfds")
         if task.languages:
             assert len(theirs) == 3 * 15
             assert sorted(zip(*theirs.texts, theirs.labels, strict=True)) == sorted(
@@ -318,7 +312,7 @@ def test_a_dataset_that_tfds_cannot_provide_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(manager, "download_and_extract", fails)
     message = r"cannot download it. Received: data_dir=None, glue/rte \(no network\)"
     with pytest.raises(ValueError, match=message):
-        load_examples(TASKS["rte"], "train", tfds_data_dir=tmp_path)
+        GLUE_TASKS["rte"].load("train", tfds_data_dir=tmp_path)
 
 
 def test_labels_in_another_order_than_tfds_has_them_are_refused(tmp_path, monkeypatch):
@@ -327,17 +321,17 @@ def test_labels_in_another_order_than_tfds_has_them_are_refused(tmp_path, monkey
     write_archive("sst2", tmp_path)
     manager = tfds.download.DownloadManager
     monkeypatch.setattr(manager, "download_and_extract", lambda self, url: tmp_path)
-    task = dataclasses.replace(TASKS["sst2"], label_names=("positive", "negative"))
+    task = dataclasses.replace(GLUE_TASKS["sst2"], label_names=("positive", "negative"))
     with pytest.raises(ValueError, match="the labels of TFDS: negative, positive"):
-        load_examples(task, "train", tfds_data_dir=tmp_path / "tfds")
+        task.load("train", tfds_data_dir=tmp_path / "tfds")
 
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
 def test_the_real_files_are_read_whole(data_dir, name, split):
-    task = TASKS[name]
-    if not has_split(task, split, data_dir):
+    task = GLUE_TASKS[name]
+    if not task.has_split(split, data_dir):
         pytest.skip(f"no {task.splits[split].file}")
-    examples = load_examples(task, split, data_dir)
+    examples = task.load(split, data_dir)
     sizes = {
         ("mnli", "train"): 12_988,
         ("xnli", "train"): 12_988,

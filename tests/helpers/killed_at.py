@@ -1,0 +1,45 @@
+"""Runs a Python script and ends its process at the n-th change of a directory.
+
+    python killed_at.py NUMBER DIRECTORY SCRIPT [ARGUMENT ...]
+
+Ends with 137, as `kill -9` does, before the change of that number is made: a file is
+opened to be written, renamed or removed, a directory made or removed. Where there are
+fewer changes, the script ends by itself.
+"""
+
+import os
+import runpy
+import sys
+
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
+
+
+def kill_at(number, directory):
+    """Ends this process before the n-th change below a directory."""
+    count = 0
+    root = os.path.abspath(directory)
+
+    def hook(event, arguments):
+        nonlocal count
+        if event == "open":
+            flags = arguments[2] if isinstance(arguments[2], int) else 0
+            if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+        elif event not in CHANGES:
+            return
+        path = arguments[0]
+        if not isinstance(path, str | bytes | os.PathLike):
+            return
+        if not os.path.abspath(os.fsdecode(path)).startswith(root):
+            return
+        count += 1
+        if count == number:
+            os._exit(137)
+
+    sys.addaudithook(hook)
+
+
+if __name__ == "__main__":
+    kill_at(int(sys.argv[1]), sys.argv[2])
+    sys.argv = sys.argv[3:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
