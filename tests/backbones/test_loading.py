@@ -406,7 +406,7 @@ def test_added_tokens_are_refused_by_name(name, special, tmp_path):
 def test_added_tokens_of_the_older_layout_are_refused_by_name(name, tmp_path):
     directory = copy_of(name, tmp_path)
     save_older_files(name, directory)
-    edit_json(directory / "added_tokens.json", {"<new>": 99})
+    (directory / "added_tokens.json").write_text('{"<new>": 99}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"without added tokens.*<new>") as error:
         load_tokenizer(directory)
     assert one_sentence(error)

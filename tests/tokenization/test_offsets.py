@@ -134,9 +134,9 @@ def test_tokens_of_real_byte_pairs_are_those_of_keras_hub(data_dir):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Über-Straßen", ["Über", "-", "St", "raß", "ßen"]),
+        ("Über-Straßen", ["Über", "-", "St", "raße", "n"]),
         ("Cafe\u0301s déjà", ["Cafe\u0301s", "dé", "jà"]),
-        ("½ №12 \ufb01ne", ["½", "½", "½", "№", "12", "\ufb01ne"]),
+        ("½ №12 \ufb01ne", ["½", "№", "12", "\ufb01", "ne"]),
         ("東京 (Tōkyō)", ["東", "京", "(", "Tōkyō", ")"]),
         ("  U.S.\u00a0$5", ["U", ".", "S", ".", "$", "5"]),
         ("naïvete\u0301", ["naïve", "te\u0301"]),
@@ -182,7 +182,7 @@ def test_removed_characters_within_a_word_are_part_of_its_token():
     ids = fast_tokenizer(tokenizer).ids([text])[0].tolist()
     assert [tokenizer.id_to_token(i) for i in ids][:3] == ["a", "fox", ","]
     assert pieces(tokenizer, text)[:3] == ["a", "fo\u00adx", ","]
-    assert "".join(pieces(tokenizer, text)[3:]) == "a\0the"
+    assert "".join(pieces(tokenizer, text)[3:]) == "athe"
 
 
 # Errors.

@@ -155,11 +155,8 @@ def _has_xlm_roberta_pieces(preset, saved):
 def _check_steps(preset, saved, kind, rule):
     """Refuses a tokenizer.json with other steps than those that are computed."""
     expected = _EXPECTED_STEPS[kind]
-    for name, nested in (
-        ("normalizer", "normalizers"),
-        ("pre_tokenizer", "pretokenizers"),
-    ):
-        steps = _steps(saved.get(name), nested)
+    for name in ("normalizer", "pre_tokenizer"):
+        steps = _steps(saved.get(name))
         known = expected[name]
         # A normalizer of byte pairs or SentencePiece may be missing, no other step.
         if not steps and (name == "pre_tokenizer" or kind == "WordPiece"):
@@ -276,7 +273,7 @@ def _word_piece_arguments(preset, settings, saved, settings_count):
             raise preset_error(preset, "hold a vocabulary whose ids have no gap")
         options["suffix_indicator"] = model["continuing_subword_prefix"]
         options["oov_token"] = model["unk_token"]
-        [normalizer] = _steps(saved["normalizer"])
+        [normalizer] = _steps(saved.get("normalizer"))
     # transformers' BertTokenizer sets the normalizer anew; a generic class does not.
     if not settings_count:
         settings = {}
@@ -310,7 +307,7 @@ def _byte_pair_arguments(preset, settings, saved, settings_count):
             merge if isinstance(merge, str) else " ".join(merge)
             for merge in model["merges"]
         ]
-        [pre_tokenizer] = _steps(saved["pre_tokenizer"])
+        [pre_tokenizer] = _steps(saved.get("pre_tokenizer"))
     if not settings_count:
         settings = {}
     return {
@@ -324,7 +321,7 @@ def _byte_pair_arguments(preset, settings, saved, settings_count):
 
 def _charsmap(saved):
     """The normalization table of a SentencePiece model in tokenizer.json."""
-    for step in _steps(saved["normalizer"]):
+    for step in _steps(saved.get("normalizer")):
         if step["type"] == "Precompiled":
             return base64.b64decode(step["precompiled_charsmap"])
     return spm.whitespace_charsmap()
@@ -386,7 +383,7 @@ def _albert_arguments(preset, settings, saved, settings_count):
             eos_id=-1,
             pad_id=names.index("<pad>") if "<pad>" in names else -1,
         )
-        steps = {step["type"] for step in _steps(saved["normalizer"])}
+        steps = {step["type"] for step in _steps(saved.get("normalizer"))}
     table = model.normalizer_spec.precompiled_charsmap
     # The table of an exported tokenizer is all the cleaning there is.
     if steps == {"Precompiled"} or spm.is_folded(table):
