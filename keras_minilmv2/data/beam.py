@@ -68,7 +68,7 @@ def prepare_with_beam(
     The shards are those of `prepare`, byte for byte, and a run of the one can be
     resumed by the other. Each unit is read, tokenized and written by one worker; no
     text passes between workers. A corpus with a held-out part is read twice: the
-    pieces before a unit have to be counted.
+    chunks before a unit have to be counted.
 
     Args:
         corpus: as for `prepare`, without standard input.
@@ -148,7 +148,7 @@ def _run(plan, tokenizer, options):
                 pipeline
                 | "Units to count" >> beam.Create(todo[:-1])
                 | "Spread units to count" >> beam.Reshuffle()
-                | "Count pieces" >> beam.ParDo(_CountPieces(light))
+                | "Count chunks" >> beam.ParDo(_CountChunks(light))
             )
             counts = (counts, counted) | "All counts" >> beam.Flatten()
         _ = (
@@ -163,15 +163,15 @@ def _run(plan, tokenizer, options):
         )
 
 
-class _CountPieces(beam.DoFn):
-    """Counts the pieces of a unit."""
+class _CountChunks(beam.DoFn):
+    """Counts the chunks of a unit."""
 
     def __init__(self, plan):
         self._plan = plan
 
     def process(self, element):
         number, unit = element
-        yield number, sum(1 for _ in self._plan.corpus.unit_pieces(unit))
+        yield number, sum(1 for _ in self._plan.corpus.unit_chunks(unit))
 
 
 class _PrepareUnit(beam.DoFn):

@@ -84,9 +84,9 @@ def batches(
             keeps the order.
         seed: int. Two datasets made alike with the same seed give the same batches,
             in every epoch; each epoch is shuffled anew.
-        repeat: bool. Whether to begin again, without end, after the last example.
+        repeat: bool. Whether to start over, without end, after the last example.
             A batch may then hold examples of two epochs.
-        drop_remainder: bool. Whether to leave out a last batch that is not full.
+        drop_remainder: bool. Whether to skip a last batch that is not full.
 
     Returns:
         `tf.data.Dataset` of dicts of int32 `(batch_size, sequence_length)`.
@@ -173,7 +173,7 @@ def check_packing(tokenizer, sequence_length):
 
 
 class TokenStream:
-    """Pieces of text on their way to rows of tokens, tokenized by threads.
+    """Chunks of text on their way to rows of tokens, tokenized by threads.
 
     Args:
         tokenizer: keras-nlp tokenizer.
@@ -196,7 +196,7 @@ class TokenStream:
         self._has_text = False
 
     def add(self, text, starts_document):
-        """Takes one piece.
+        """Takes one chunk.
 
         Yields:
             `(rows, num_tokens)`, int32 `(rows, sequence_length)` and int64 `(rows,)`,
@@ -223,7 +223,7 @@ class TokenStream:
             yield self._rows(self._rest[np.newaxis])
 
     def _tokenize(self):
-        """Hands the pieces gathered so far to the threads."""
+        """Hands the chunks gathered so far to the threads."""
         self._waiting.append(self._submit(self._texts, self._separate))
         self._texts, self._separate, self._num_chars = [], [], 0
 
@@ -251,7 +251,7 @@ class TokenStream:
 
 
 def tokenize_function(tokenizer, num_threads=1):
-    """Makes a function that gives the tokens of a batch of pieces.
+    """Makes a function that gives the tokens of a batch of chunks.
 
     Args:
         tokenizer: keras-nlp tokenizer.

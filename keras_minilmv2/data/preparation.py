@@ -104,7 +104,7 @@ def prepare(
     a checksum of every shard.
 
     Memory depends neither on the size of the corpus nor on that of a file. A run that
-    was killed goes on at the first unit that is not complete, and the shards are
+    was killed resumes at the first unit that is not complete, and the shards are
     those of an undisturbed run, byte for byte. A directory that is complete is
     returned at once.
 
@@ -117,7 +117,7 @@ def prepare(
         tokenizer_name: str or None. Noted in the manifest: the tokenizer's preset.
         unit_bytes: int. Bytes of text that are packed together.
         num_workers: int. Threads that tokenize. Defaults to the number of cores.
-        overwrite: bool. Whether to begin anew and replace what the directory holds.
+        overwrite: bool. Whether to start over and replace what the directory holds.
         report: function that is called with a `Progress` about once a second.
 
     Returns:
@@ -299,8 +299,8 @@ class Plan:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"`output_dir` must hold an {_SETTINGS} that can be read. Received: "
-                f"output_dir={self.storage.path} ({error}). Pass --overwrite to begin "
-                "anew."
+                f"output_dir={self.storage.path} ({error}). Pass --overwrite to start "
+                "over."
             ) from error
 
     def _require_equal(self, settings):
@@ -415,7 +415,7 @@ def prepare_unit(
 
     def counted():
         nonlocal num_pieces, num_documents
-        for text, starts_document in corpus.unit_pieces(unit):
+        for text, starts_document in corpus.unit_chunks(unit):
             num_pieces += 1
             num_documents += starts_document
             yield text, starts_document
@@ -486,7 +486,7 @@ class _PartWriter:
         return self._writer.num_tokens if self.has_text else 0
 
     def add(self, text, starts_document):
-        """Takes one piece."""
+        """Takes one chunk."""
         self.has_text = True
         for block in self._stream.add(text, starts_document):
             self._writer.write(*block)

@@ -80,7 +80,7 @@ def check_is_text(block, path):
         path: str, for the message.
 
     Raises:
-        ValueError: which says what the file holds instead.
+        ValueError: with what the file holds instead.
     """
     if content := _content(block):
         raise ValueError(

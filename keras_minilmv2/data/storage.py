@@ -27,7 +27,7 @@ class Storage:
             self._filesystem, _ = fsspec.core.url_to_fs(self.path)
 
     def sizes(self):
-        """Dict of bytes by file name; directories are left out.
+        """Dict of bytes by file name; directories are skipped.
 
         Raises:
             NotADirectoryError: if the path is a file.

@@ -22,7 +22,7 @@ from keras_minilmv2.data.sources import check_is_text, find_inputs, is_url
 from keras_minilmv2.utils.checks import check_choice, check_int
 
 BLOCK_BYTES = 256 * 1024
-PIECE_CHARS = 16_384
+CHUNK_CHARS = 16_384
 
 # A document is trimmed, so that two blank lines in a row end only one.
 DOCUMENT_SEPARATORS = {
@@ -41,7 +41,7 @@ _CUTS = {
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one input that begins and ends where documents do.
+    """A stretch of one input that starts and ends where documents do.
 
     Args:
         name: str. The input: a file, `-` or a TFDS source.
@@ -62,20 +62,20 @@ class Corpus:
     r"""Documents from files, directories, standard input and TFDS datasets.
 
     Iterating gives pairs `(text, starts_document)`: a document comes whole, or, if it
-    is longer than `PIECE_CHARS` (16,384) characters, in pieces of at most that many,
-    each cut before white space where there is any. The pieces of a document,
+    is longer than `CHUNK_CHARS` (16,384) characters, in chunks of at most that many,
+    each cut before white space where there is any. The chunks of a document,
     concatenated, are the document, trimmed of surrounding white space; documents
-    without text are left out. Line ends become `"\n"` and stay in the text:
+    without text are skipped. Line ends become `"\n"` and stay in the text:
     WordPiece and SentencePiece treat them as white space, byte-level BPE has a token
-    for them. Within a document, white space of more than `PIECE_CHARS` characters
+    for them. Within a document, white space of more than `CHUNK_CHARS` characters
     may become one character.
 
     Only a block of one file is held at a time, so memory grows neither with the
     corpus nor with a document. A corpus can be iterated any number of times.
 
-    The held-out part is every `held_out_every`-th piece, counted over the whole
-    corpus: a document no longer than `PIECE_CHARS` goes there whole, a longer one, a
-    book for instance, leaves pieces on both sides, and the piece after a gap starts
+    The held-out part is every `held_out_every`-th chunk, counted over the whole
+    corpus: a document no longer than `CHUNK_CHARS` goes there whole, a longer one, a
+    book for instance, leaves chunks on both sides, and the chunk after a gap starts
     a document. Two corpora that differ in `part` alone share no text, and nothing is
     in neither.
 
@@ -103,7 +103,7 @@ class Corpus:
         text_feature: str. The feature of TFDS records to read.
         tfds_data_dir: str or path. Where TFDS keeps its data; None for the default of
             TFDS.
-        held_out_every: int or None. Every how many pieces one is held out; None holds
+        held_out_every: int or None. Every how many chunks one is held out; None holds
             none out.
         part: str. `"train"` or `"held_out"`.
 
@@ -173,19 +173,19 @@ class Corpus:
         return sum(self._num_replaced.values())
 
     def __iter__(self):
-        # Not cleared here: tf.data, reading ahead, begins the next epoch before its
+        # Not cleared here: tf.data, reading ahead, starts the next epoch before its
         # consumer has seen the error of this one.
         try:
-            yield from self._pieces_of_part()
+            yield from self._chunks_of_part()
         except ValueError as error:
             self.error = error
             raise
         self.error = None
 
-    def _pieces_of_part(self):
-        """The pieces of the part asked for."""
-        pieces = itertools.chain.from_iterable(map(self._pieces, self.inputs))
-        for part, text, starts_document in split_parts(pieces, self.held_out_every):
+    def _chunks_of_part(self):
+        """The chunks of the part asked for."""
+        chunks = itertools.chain.from_iterable(map(self._chunks, self.inputs))
+        for part, text, starts_document in split_parts(chunks, self.held_out_every):
             if part == self.part:
                 yield text, starts_document
 
@@ -193,7 +193,7 @@ class Corpus:
         """Cuts the corpus into units that can be read alone, in any order.
 
         A unit is a list of consecutive segments: small files together, or a stretch
-        of a large file or TFDS split that begins and ends between documents. A
+        of a large file or TFDS split that starts and ends between documents. A
         compressed file, and one without a document's end, is never cut. Which
         documents a unit has depends on the sizes of the inputs and on `unit_bytes`.
 
@@ -213,14 +213,14 @@ class Corpus:
                 room -= segment.num_bytes
         return units
 
-    def unit_pieces(self, unit):
-        """The pieces of one unit, both parts of the corpus, as iteration gives them.
+    def unit_chunks(self, unit):
+        """The chunks of one unit, both parts of the corpus, as iteration gives them.
 
         Args:
             unit: list of `Segment`, as from `units`.
         """
         for segment in unit:
-            yield from self._pieces(segment.name, segment)
+            yield from self._chunks(segment.name, segment)
 
     def _segments(self, name, unit_bytes):
         """Cuts one input."""
@@ -259,18 +259,18 @@ class Corpus:
                 yield cut
             cut += unit_bytes
 
-    def _pieces(self, name, segment=None):
-        """The pieces of one input, or of a segment of it."""
+    def _chunks(self, name, segment=None):
+        """The chunks of one input, or of a segment of it."""
         if name.startswith("tfds:"):
             for index, record in enumerate(self._tfds_records(name, segment)):
                 self.num_bytes_read += len(record)
                 text = self._decoded([record], f"record {index} of {name}")
-                yield from split_pieces(text, "file")
+                yield from split_chunks(text, "file")
             return
         begin, end = (0, None) if segment is None else (segment.begin, segment.end)
         shown = "standard input" if name == "-" else name
         text = self._decoded(self._blocks(_path(name), begin, end), shown, begin)
-        yield from split_pieces(text, self.document_separator)
+        yield from split_chunks(text, self.document_separator)
 
     def _blocks(self, path, begin, end):
         """The bytes of a file, decompressed if it is a `.gz` file, block by block."""
@@ -401,19 +401,19 @@ class Corpus:
             ) from error
 
 
-def split_parts(pieces, held_out_every, num_before=0):
-    """Says of each piece which part of the corpus it belongs to.
+def split_parts(chunks, held_out_every, num_before=0):
+    """Says of each chunk which part of the corpus it belongs to.
 
     Args:
-        pieces: iterable of `(text, starts_document)`.
+        chunks: iterable of `(text, starts_document)`.
         held_out_every: int or None. As for `Corpus`.
         num_before: int. Pieces of the corpus that come before these.
 
     Yields:
-        `(part, text, starts_document)`; the piece after a gap starts a document.
+        `(part, text, starts_document)`; the chunk after a gap starts a document.
     """
     follows_gap = {"train": False, "held_out": False}
-    for number, (text, starts_document) in enumerate(pieces, start=num_before + 1):
+    for number, (text, starts_document) in enumerate(chunks, start=num_before + 1):
         part, other = "train", "held_out"
         if held_out_every is not None and number % held_out_every == 0:
             part, other = other, part
@@ -423,8 +423,8 @@ def split_parts(pieces, held_out_every, num_before=0):
         yield part, text, starts_document
 
 
-def split_pieces(blocks, document_separator):
-    """Splits one text into documents, long documents into pieces.
+def split_chunks(blocks, document_separator):
+    """Splits one text into documents, long documents into chunks.
 
     Args:
         blocks: iterable of str. The text, cut anywhere.
@@ -449,21 +449,21 @@ def split_pieces(blocks, document_separator):
 
 
 def _cut(text, starts_document):
-    """Yields pieces until few characters are left; returns those and the flag."""
+    """Yields chunks until few characters are left; returns those and the flag."""
     if starts_document:
         text = text.lstrip()
     begin = 0
-    while len(text) - begin > PIECE_CHARS:
-        window = text[begin : begin + PIECE_CHARS + 1]
+    while len(text) - begin > CHUNK_CHARS:
+        window = text[begin : begin + CHUNK_CHARS + 1]
         if window.isspace():
             # One character for all of it; a newline may be half of a blank line.
             blank = "\n" if "\n" in window else " "
             text, begin = blank + text[begin + len(window) :], 0
             continue
         space = max(window.rfind(" "), window.rfind("\n"), window.rfind("\t"))
-        # All the white space goes to the next piece: byte-level BPE joins a space
+        # All the white space goes to the next chunk: byte-level BPE joins a space
         # to the word after it.
-        length = len(window[: max(space, 0)].rstrip()) or PIECE_CHARS
+        length = len(window[: max(space, 0)].rstrip()) or CHUNK_CHARS
         yield window[:length], starts_document
         starts_document = False
         begin += length
@@ -505,7 +505,7 @@ def _reading(path):
 
 @contextlib.contextmanager
 def _reading_split(builder, source):
-    """Turns what TFDS says of an unknown split into a sentence about the source."""
+    """Turns an error about an unknown TFDS split into a sentence."""
     try:
         yield
     except (KeyError, ValueError) as error:

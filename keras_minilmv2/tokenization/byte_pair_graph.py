@@ -128,14 +128,14 @@ class BytePairGraph(tf.Module):
             tf.gather(whole, rows),
             self._ids_of_bytes.lookup(symbols.values),
         )
-        # A byte without an id is left out, as the library does.
+        # A byte without an id is skipped, as the library does.
         present = ids >= 0
         rows, ids = tf.boolean_mask(rows, present), tf.boolean_mask(ids, present)
-        # A token of its own per known word: no pair begins or ends in it.
+        # A token of its own per known word: no pair starts or ends in it.
         num_words = tf.size(words, tf.int64)
         _, rows, ids = tf.while_loop(
-            lambda go_on, rows, ids: go_on,
-            lambda go_on, rows, ids: self._merge_once(rows, ids, num_words),
+            lambda continues, rows, ids: continues,
+            lambda continues, rows, ids: self._merge_once(rows, ids, num_words),
             (tf.size(rows) > 1, rows, ids),
             shape_invariants=(
                 tf.TensorShape([]),
