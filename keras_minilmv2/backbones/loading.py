@@ -22,6 +22,7 @@ from keras_minilmv2.backbones.hugging_face.tokenizers import (
 )
 from keras_minilmv2.backbones.hugging_face.weights import load_hugging_face_backbone
 from keras_minilmv2.backbones.preset_files import (
+    check_file_names,
     check_preset,
     find_file,
     first_line,
@@ -37,6 +38,9 @@ _HEADS = (
     "ForQuestionAnswering",
     "ForMultipleChoice",
 )
+_WEIGHTS_FILE = "model.weights.h5"
+# The index of a model saved in several files.
+_INDEX_FILE = "model.weights.json"
 
 
 def load_backbone(preset, dtype=None):
@@ -95,11 +99,7 @@ def load_backbone(preset, dtype=None):
             f"have a form of GELU and an epsilon under {ENTRY} in its config.json",
             error=first_line(error),
         ) from error
-    weights_file = "model.weights.h5"
-    # The second is the index of a model saved in several files.
-    names = (weights_file, "model.weights.json")
-    if not any(find_file(preset, name) for name in names):
-        raise preset_error(preset, f"hold {weights_file}")
+    _check_weights_files(preset)
     check_local_weights_fill(preset, sizes, family)
     try:
         return keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
@@ -107,7 +107,7 @@ def load_backbone(preset, dtype=None):
         # keras and h5py raise OSError, KeyError, ValueError and TypeError here.
         raise preset_error(
             preset,
-            f"hold a {weights_file} that can be read and fits its config.json",
+            f"hold a {_WEIGHTS_FILE} that can be read and fits its config.json",
             error=first_line(error),
         ) from error
 
@@ -207,6 +207,20 @@ def check_no_head(preset):
                 f"head of a {name} would be lost",
                 architectures=name,
             )
+
+
+def _check_weights_files(preset):
+    """Refuses a keras-nlp preset without weights, or with an index that leads away."""
+    index = read_json(preset, _INDEX_FILE)
+    if index is None and not find_file(preset, _WEIGHTS_FILE):
+        raise preset_error(preset, f"hold {_WEIGHTS_FILE}")
+    if index is not None:
+        names = index.get("weight_map")
+        if not isinstance(names, dict):
+            raise preset_error(preset, f"hold a weight_map in its {_INDEX_FILE}")
+        for files in names.values():
+            files = files if isinstance(files, list) else [files]
+            check_file_names(preset, _INDEX_FILE, files)
 
 
 def _check_dtype(dtype):

@@ -80,7 +80,7 @@ def find_file(preset, name):
         reason = "the hub does not answer and the file is not in the local cache"
         raise _download_error(preset, name, reason) from error
     except ImportError:
-        raise  # Says which library of a hub to install.
+        raise  # Names the library of a hub to install.
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("Unexpected"):
             raise preset_error(
@@ -121,6 +121,24 @@ def read_json(preset, name):
     return content
 
 
+def check_file_names(preset, index, names):
+    """Refuses an index of weight files that names files elsewhere.
+
+    Args:
+        preset: str, for the error message.
+        index: str, name of the index.
+        names: iterable of what it names.
+
+    Raises:
+        ValueError: if one is no plain file name.
+    """
+    for name in names:
+        if not isinstance(name, str) or name != os.path.basename(name):
+            raise preset_error(
+                preset, f"hold a {index} that names files beside it", name=name
+            )
+
+
 def weight_bytes(path):
     """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
     return sum(
@@ -128,12 +146,6 @@ def weight_bytes(path):
         for pattern in ("*.weights.h5", "*.safetensors")
         for file in Path(path).glob(pattern)
     )
-
-
-def write_json(path, content):
-    """Writes a JSON file that people can read."""
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def check_new_directory(argument, path, overwrite):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_minilmv2.tokenization.fast import fast_tokenizer
 from keras_minilmv2.tokenization.packable import check_packable
+from keras_minilmv2.utils.datasets import without_autotune
 
 # Characters of text that are tokenized at a time.
 BATCH_CHARS = 262_144
@@ -61,9 +62,11 @@ def packed_examples(corpus, tokenizer, sequence_length, *, segment_ids=False):
 
     names = ["token_ids", "padding_mask"] + ["segment_ids"] * segment_ids
     signature = tf.TensorSpec([None, sequence_length], tf.int32)
-    return tf.data.Dataset.from_generator(
-        blocks, output_signature=dict.fromkeys(names, signature)
-    ).unbatch()
+    return without_autotune(
+        tf.data.Dataset.from_generator(
+            blocks, output_signature=dict.fromkeys(names, signature)
+        ).unbatch()
+    )
 
 
 def batches(

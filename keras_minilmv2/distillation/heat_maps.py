@@ -1,4 +1,4 @@
-"""Pictures of what was distilled."""
+"""Heat maps of one relation, for several encoders beside each other."""
 
 import numpy as np
 from keras import ops
@@ -34,10 +34,10 @@ def relation_heat_maps(
         `matplotlib.figure.Figure`. Rows and columns are tokens; a row is a
         distribution over the columns.
     """
-    pieces = fast_tokenizer(tokenizer).ids([text])[0].tolist()[: _MOST_TOKENS - 2]
-    pieces = [tokenizer.start_token_id, *pieces, tokenizer.end_token_id]
-    tokens = [tokenizer.id_to_token(piece) for piece in pieces]
-    token_ids = ops.convert_to_tensor([pieces], "int32")
+    ids = fast_tokenizer(tokenizer).ids([text])[0].tolist()[: _MOST_TOKENS - 2]
+    ids = [tokenizer.start_token_id, *ids, tokenizer.end_token_id]
+    tokens = [tokenizer.id_to_token(token_id) for token_id in ids]
+    token_ids = ops.convert_to_tensor([ids], "int32")
     inputs = {"token_ids": token_ids, "padding_mask": ops.ones_like(token_ids)}
     relations = {}
     for title, (backbone, layer) in encoders.items():

@@ -9,6 +9,7 @@ import keras
 import keras_hub
 
 from keras_minilmv2.backbones.families import check_tokenizer, family_of
+from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.utils.seeds import set_seed
 
 
@@ -157,10 +158,7 @@ def text_classifier(backbone, num_outputs, seed, dtype=None):
     """
     family = family_of(backbone)
     set_seed(seed)
-    config = {**backbone.get_config(), "trainable": True}
-    if dtype is not None:
-        config["dtype"] = dtype
-    copy = family.backbone_class.from_config(config)
+    copy = rebuild(backbone, dtype, trainable=True)
     copy.set_weights(backbone.get_weights())
     classifier_class = CLASSIFIERS[family.backbone_class]
     return classifier_class(copy, num_classes=num_outputs, preprocessor=None)

@@ -1,6 +1,7 @@
 """Models that compute another GELU or epsilon than their keras-nlp class."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import tensorflow as tf
 from families import CLASSES, make_backbone, make_inputs
 from small_tokenizers import make_tokenizer
 
-from keras_minilmv2.backbones.families import FAMILIES, family_of
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
 from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.precision import cast_once
@@ -28,6 +29,7 @@ from keras_minilmv2.backbones.variants import (
 )
 from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
 from keras_minilmv2.runs.demo import packaged_teacher
+from keras_minilmv2.serving.saved_model import export_saved_model
 
 EXPECTED = Path(__file__).parents[1] / "reference" / "teacher_outputs.json"
 NAMES = ["bert", "roberta", "xlm_roberta", "distil_bert", "albert", "electra_small"]
@@ -209,18 +211,33 @@ def test_a_damaged_entry_is_refused(entry, tmp_path):
         load_backbone(tmp_path / "preset")
 
 
-def test_the_two_forms_are_those_of_keras():
+@pytest.mark.parametrize(
+    ("activation", "approximate"),
+    [("gelu", False), ("gelu_python", False), ("gelu_new", True), ("gelu_fast", True)]
+    + [("gelu_pytorch_tanh", True), ("gelu_accurate", True)],
+)
+@pytest.mark.parametrize("name", ["bert_teacher", "roberta_teacher", "distilbert"])
+def test_hidden_act_of_a_config_is_computed(name, activation, approximate, tmp_path):
+    directory = shutil.copytree(EXPECTED.parent / name, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    field = "activation" if name == "distilbert" else "hidden_act"
+    (directory / "config.json").write_text(json.dumps({**config, field: activation}))
+    backbone = load_backbone(directory)
     x = np.linspace(-4, 4, 100, dtype="float32")
-    for family in FAMILIES:
-        backbone = next(
-            make_backbone(name)
-            for name in NAMES
-            if family_of(make_backbone(name)) is family
-        )
-        approximate = family.gelu == "gelu_pytorch_tanh"
+    for block in backbone.transformer_layers:
         np.testing.assert_array_equal(
-            backbone.transformer_layers[0].activation(x)
-            if hasattr(backbone, "transformer_layers")
-            else keras.activations.gelu(x, approximate),
-            keras.activations.gelu(x, approximate),
+            block._feedforward_intermediate_dense.activation(x),
+            keras.activations.gelu(x, approximate=approximate),
         )
+
+
+def test_a_saved_model_computes_a_variant(tmp_path):
+    tokenizer = make_tokenizer("Bert", lowercase=True)
+    backbone = make_backbone("bert", vocabulary_size=tokenizer.vocabulary_size())
+    set_variant(backbone, Variant("gelu", 0.3))
+    version = export_saved_model(backbone, tokenizer, tmp_path, sequence_length=8)
+    ids = np.arange(1, 9, dtype="int32")[None]
+    inputs = {"token_ids": ids, "padding_mask": ids * 0 + 1, "segment_ids": ids * 0}
+    served = tf.saved_model.load(str(version)).signatures["token_ids"](**inputs)
+    hidden = backbone(inputs)["sequence_output"]
+    np.testing.assert_allclose(served["sequence_output"], hidden, atol=1e-5)

@@ -20,7 +20,7 @@ SETTINGS = SimpleNamespace(
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=lambda each: each.name)
-def test_an_objective_trains_what_it_says(objective):
+def test_an_objective_trains_what_its_record_describes(objective):
     teacher = make_teacher()
     student = make_student(teacher, num_heads=4)
     trainer = objective.make_trainer(

@@ -160,11 +160,11 @@ def test_a_run_without_steps_left_is_finished_and_not_fitted(beyond):
     model, history = Fits(), History()
     state = RunState(total_steps=10, start_step=10 + beyond)
     assert state.finished
-    begun = []
+    started = []
 
     class Restore(Progress):
-        def begin(self):
-            begun.append(self.model)
+        def start(self):
+            started.append(self.model)
 
         def on_train_end(self, logs=None):
             pass
@@ -172,7 +172,7 @@ def test_a_run_without_steps_left_is_finished_and_not_fitted(beyond):
     evaluation = HeldOutEvaluation(state, history, None, 4, save=None)
     callbacks = [Restore(state, None), NanGuard(state, (2,)), evaluation]
     fit_remaining(model, None, state, callbacks)
-    assert begun == [model]
+    assert started == [model]
     assert state.diverged_step is None
     assert history.rows == {}
 
@@ -186,7 +186,7 @@ def test_a_signal_stops_after_the_step_and_the_next_one_acts_at_once():
         stop = StopOnSignal(state)
 
         class Signals(Progress):
-            def begin(self):
+            def start(self):
                 pass
 
             def after_step(self, step, logs):
@@ -336,7 +336,7 @@ def test_history_knows_its_latest_values(history):
 
 
 class Skipping(Slope):
-    """Leaves out the first updates, as if its float16 gradients were not finite."""
+    """Skips the first updates, as if its float16 gradients were not finite."""
 
     skipped_steps = 0
 
@@ -351,13 +351,13 @@ class Skipping(Slope):
         return super().train_step(data)
 
 
-def test_updates_left_out_are_counted_in_the_history():
+def test_skipped_updates_are_counted_in_the_history():
     _, state, history, _ = run(model=Skipping(3))
     assert state.finished
     assert history.series("skipped_steps") == ([2, 4, 6, 8, 10], [2, 3, 3, 3, 3])
 
 
-def test_a_run_stops_when_a_hundred_updates_in_a_row_are_left_out():
+def test_a_run_stops_when_a_hundred_updates_in_a_row_are_skipped():
     _, state, _, _ = run(
         model=Skipping(1_000), total_steps=200, log_every=50, every=200
     )

@@ -14,7 +14,7 @@ def test_rate_rises_to_the_peak_and_falls_to_zero():
     np.testing.assert_allclose(rates, [*rise, *fall, 0, 0], rtol=1e-6, atol=1e-12)
 
 
-def test_rate_without_warmup_begins_at_the_peak():
+def test_rate_without_warmup_starts_at_the_peak():
     assert float(WarmupLinearDecay(1.0, 0, 10)(0)) == 1.0
 
 
@@ -69,8 +69,8 @@ def test_norms_and_biases_do_not_decay():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.0, 0, 10), "`peak_learning_rate` must be above 0"),
-        ((float("nan"), 0, 10), "`peak_learning_rate` must be above 0"),
+        ((0.0, 0, 10), "`peak_learning_rate` must be a finite number above 0"),
+        ((float("nan"), 0, 10), "`peak_learning_rate` must be a finite number above 0"),
         ((1.0, -1, 10), "`warmup_steps` must be at least 0 and below"),
         ((1.0, 10, 10), "warmup_steps=10, total_steps=10"),
     ],

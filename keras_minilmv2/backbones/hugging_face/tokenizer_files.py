@@ -19,10 +19,10 @@ from tokenizers import (
     processors,
 )
 
-from keras_minilmv2.backbones.preset_files import write_json
 from keras_minilmv2.tokenization import sentence_piece as spm
 from keras_minilmv2.tokenization.byte_pairs import plain_merges
 from keras_minilmv2.tokenization.fast import fast_tokenizer
+from keras_minilmv2.utils.files import write_json
 
 # The class that takes tokenizer.json as it is.
 _GENERIC_CLASS = "PreTrainedTokenizerFast"
