@@ -57,7 +57,7 @@ def data(tmp_path_factory):
     return path
 
 
-SETTINGS = ["--learning-rate", "0.02", "--batch-size", "16", "--sequence-length", "24"]
+SETTINGS = ["--learning-rate", "0.005", "--batch-size", "16", "--sequence-length", "24"]
 
 
 @pytest.fixture(scope="module")
