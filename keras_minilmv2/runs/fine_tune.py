@@ -72,8 +72,8 @@ class FineTuningSettings(Settings):
             are cut into windows of this length. Defaults to the task's.
         doc_stride: int, tokens from the start of one window of a context to the next.
             Of question answering alone; defaults to the task's.
-        strict: bool. Of question answering alone: whether an answer that is not where
-            the file says is an error.
+        strict: bool. Of question answering alone: whether an answer that is not at its
+            `answer_start` is an error.
         num_train_examples: int. Train on N examples, drawn once for all seeds. Defaults
             to all.
         num_dev_examples: int. Score N examples of each language, drawn once. Defaults
@@ -376,8 +376,8 @@ def evaluate_model(
             all.
         languages: sequence of str. Of MLQA alone; defaults to all that there are files
             of.
-        strict: bool. Of question answering alone: whether an answer that is not where
-            the file says is an error.
+        strict: bool. Of question answering alone: whether an answer that is not at its
+            `answer_start` is an error.
         overwrite: bool. Whether another evaluation there may be replaced.
 
     Returns:
