@@ -77,8 +77,8 @@ def registered_class(preset, config, classes, what):
         ValueError: if it is none of `classes` and no subclass of one.
     """
     name = config["registered_name"]
-    found = isinstance(name, str) and keras.saving.get_registered_object(name)
-    if not found or not issubclass(found, classes):
+    found = keras.saving.get_registered_object(name) if isinstance(name, str) else None
+    if not isinstance(found, type) or not issubclass(found, classes):
         known = ", ".join(known_class.__name__ for known_class in classes)
         raise preset_error(
             preset, f"have a {what} that is one of {known}", registered_name=name
@@ -142,36 +142,38 @@ def config_value(preset, config, name):
     return config[name]
 
 
-def check_weights_fill(preset, sizes, family, num_parameters):
+def check_weights_fill(preset, sizes, family, file, num_parameters):
     """Refuses sizes that need more weights than there are, before any is made.
 
     Args:
         preset: str, for the error message.
         sizes: dict, as from `encoder_sizes`.
         family: `Family`.
+        file: str. The name of the weights file, for the error message.
         num_parameters: int. The most parameters that the files can hold.
 
     Raises:
-        ValueError: if the largest matrices alone have more.
+        ValueError: if the matrices alone have more.
     """
-    width = sizes["hidden_dim"]
+    width, inner = sizes["hidden_dim"], sizes["intermediate_dim"]
     rows = sizes["vocabulary_size"] + sizes["max_sequence_length"]
+    rows += sizes.get("num_segments", 0)
     num_blocks = sizes["num_layers"]
     if family.shares_blocks:
         num_blocks = sizes["num_groups"] * sizes["num_inner_repetitions"]
     needed = rows * sizes.get("embedding_dim", width)
-    needed += num_blocks * 2 * width * sizes["intermediate_dim"]
+    needed += num_blocks * (4 * width**2 + 2 * width * inner)
     if needed > num_parameters:
         raise preset_error(
             preset,
-            "hold the weights that its config.json asks for",
-            needed=needed,
-            weights=num_parameters,
+            f"hold a {file} that can be read and fits its config.json",
+            parameters_in_config=needed,
+            parameters_in_file=num_parameters,
         )
 
 
-def check_local_weights_fill(preset, sizes, family):
+def check_local_weights_fill(preset, sizes, family, file):
     """The same for the weight files of a keras-nlp preset that lies in a directory."""
     if Path(preset).is_dir():
         # Half a byte is the least that a quantized parameter takes.
-        check_weights_fill(preset, sizes, family, 2 * weight_bytes(preset))
+        check_weights_fill(preset, sizes, family, file, 2 * weight_bytes(preset))

@@ -13,7 +13,6 @@ from keras_hub.src.utils.transformers import (
     convert_albert,
     convert_bert,
     convert_distilbert,
-    convert_xlm_roberta,
 )
 
 from keras_minilmv2.backbones.hugging_face import electra, roberta
@@ -140,7 +139,7 @@ FAMILIES = (
         model_type="xlm-roberta",
         transformers_prefix="XLMRoberta",
         scope="roberta.",
-        convert_weights=convert_xlm_roberta.convert_weights,
+        convert_weights=roberta.convert_xlm_roberta_weights,
         size_names=_SIZE_NAMES,
         config_constants={"type_vocab_size": 1},
         classifier_layers=_ROBERTA_HEAD,
@@ -158,7 +157,7 @@ FAMILIES = (
         model_type="roberta",
         transformers_prefix="Roberta",
         scope="roberta.",
-        convert_weights=roberta.convert_weights,
+        convert_weights=roberta.convert_roberta_weights,
         size_names=_SIZE_NAMES,
         config_constants={"type_vocab_size": 1},
         classifier_layers=_ROBERTA_HEAD,

@@ -3,6 +3,7 @@
 Reads `keras_hub.src.utils.preset_utils.get_file`, checked on keras-hub 0.32.
 """
 
+import fnmatch
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,16 @@ from pathlib import Path
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_file
 
+# How the model card of an export ends.
+CARD_SIGNATURE = "Written by keras-minilmv2 "
+# What keras-nlp and the exports write.
+_MODEL_FILES = (
+    *("config.json", "metadata.json", "task.json", "preprocessor.json", "assets"),
+    *("*.weights.h5", "*.weights.json", "*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model", "modules.json"),
+    *("1_Pooling", "sentence_bert_config.json"),
+)
 HUB_PREFIXES = ("hf://", "kaggle://", "gs://")
 
 
@@ -80,7 +91,7 @@ def find_file(preset, name):
         reason = "the hub does not answer and the file is not in the local cache"
         raise _download_error(preset, name, reason) from error
     except ImportError:
-        raise  # Says which library of a hub to install.
+        raise  # Names the library of a hub to install.
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("Unexpected"):
             raise preset_error(
@@ -121,6 +132,24 @@ def read_json(preset, name):
     return content
 
 
+def check_file_names(preset, index, names):
+    """Refuses an index of weight files that names files elsewhere.
+
+    Args:
+        preset: str, for the error message.
+        index: str, name of the index.
+        names: iterable of what it names.
+
+    Raises:
+        ValueError: if one is no plain file name.
+    """
+    for name in names:
+        if not isinstance(name, str) or name != os.path.basename(name):
+            raise preset_error(
+                preset, f"hold a {index} that names files beside it", name=name
+            )
+
+
 def weight_bytes(path):
     """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
     return sum(
@@ -130,21 +159,36 @@ def weight_bytes(path):
     )
 
 
-def write_json(path, content):
-    """Writes a JSON file that people can read."""
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def check_new_directory(argument, path, overwrite):
-    """Refuses to write to a directory that holds something.
+    """Refuses to write a model to a directory that holds something else.
+
+    Args:
+        argument: str, the name of `path`.
+        path: path of the directory that is to be written.
+        overwrite: bool. Whether the files of another model may be replaced.
 
     Raises:
-        FileExistsError: if it is not empty and `overwrite` is not set.
+        FileExistsError: if it is not empty and `overwrite` is not set, or holds a file
+            that is no model's.
     """
-    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not (is_free or overwrite):
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
         raise FileExistsError(
             f"`{argument}` must be a new or empty directory unless `overwrite` is set. "
             f"Received: {argument}={path}."
         )
+    foreign = [path] if not path.is_dir() else filter(_is_foreign, path.iterdir())
+    for file in sorted(foreign):
+        raise FileExistsError(
+            f"`{argument}` must hold nothing but a model, which is then replaced. "
+            f"Received: {argument}={path} with {file.name}."
+        )
+
+
+def _is_foreign(file):
+    """Whether a file is none that a model's directory has."""
+    if file.name == "README.md":
+        text = file.read_text(encoding="utf-8", errors="replace")
+        return CARD_SIGNATURE not in text
+    return not any(fnmatch.fnmatch(file.name, known) for known in _MODEL_FILES)

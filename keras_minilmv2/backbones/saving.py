@@ -1,8 +1,15 @@
 """Encoders saved as keras-nlp preset directories."""
 
+import math
+import os
+import tempfile
 from pathlib import Path
 
+from keras_minilmv2.backbones.preset_files import check_new_directory
 from keras_minilmv2.utils.files import replacing_directory
+
+# HDF5 writes about this much around the values of each variable.
+_HEADER_BYTES = 1_000
 
 
 def save_student(student, tokenizer, path, overwrite=True):
@@ -22,14 +29,39 @@ def save_student(student, tokenizer, path, overwrite=True):
         overwrite: bool. Whether an existing directory is replaced.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is not set.
+        FileExistsError: if `path` exists and `overwrite` is not set, or it holds a
+            file that is no model's.
+        OSError: if it cannot be written, for a full disk for instance.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"`path` must not exist unless `overwrite` is set. Received: path={path}."
         )
+    check_new_directory("path", path, overwrite)
     with replacing_directory(path) as fresh:
+        check_space(fresh, student)
         student.save_to_preset(str(fresh))
         if tokenizer is not None:
             tokenizer.save_to_preset(str(fresh))
+
+
+def check_space(directory, model):
+    """Raises if a file system has no room for the weights of a model.
+
+    HDF5 reports a disk that is full after a file was opened with errors of its own,
+    some of them when Python ends, or ends the process.
+
+    Args:
+        directory: path of an existing directory.
+        model: a Keras model.
+
+    Raises:
+        OSError: if there is no room.
+    """
+    size = _HEADER_BYTES * len(model.variables)
+    for variable in model.variables:
+        size += math.prod(variable.shape) * (4 if variable.dtype == "float32" else 1)
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, size)

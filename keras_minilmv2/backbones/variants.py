@@ -23,9 +23,9 @@ from keras_hub.src.utils.keras_utils import gelu_approximate
 from keras_hub.src.utils.preset_utils import KerasPresetLoader, KerasPresetSaver
 
 from keras_minilmv2.backbones.families import FAMILIES, family_of
-from keras_minilmv2.backbones.preset_files import write_json
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.utils.checks import check_choice, check_number
+from keras_minilmv2.utils.files import write_json
 
 # The two forms by transformers' names for them.
 _GELUS = {"gelu": keras.activations.gelu, "gelu_pytorch_tanh": gelu_approximate}
@@ -79,16 +79,19 @@ def set_variant(backbone, variant):
             norm.epsilon = variant.layer_norm_epsilon
 
 
-def rebuild(backbone, **arguments):
+def rebuild(backbone, dtype=None, **arguments):
     """Builds a backbone of the same class, arguments and variant, with new weights.
 
     Args:
         backbone: a keras-nlp backbone of a supported family.
-        **arguments: arguments of its class that are replaced.
+        dtype: dtype policy. Defaults to the backbone's.
+        **arguments: further arguments of its class that are replaced.
 
     Returns:
         A backbone of the same class.
     """
+    if dtype is not None:
+        arguments["dtype"] = dtype
     copy = type(backbone).from_config({**backbone.get_config(), **arguments})
     set_variant(copy, variant_of(backbone))
     return copy

@@ -9,6 +9,7 @@ import keras
 import keras_hub
 
 from keras_minilmv2.backbones.families import check_tokenizer, family_of
+from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.utils.seeds import set_seed
 
 
@@ -119,7 +120,13 @@ def text_preprocessor(backbone, tokenizer, sequence_length):
             sequence length is below 8 or beyond the backbone's position table.
     """
     family = family_of(backbone)
-    if not isinstance(tokenizer, family.tokenizer_class):
+    backbone_class = family.backbone_class
+    # Multilingual MiniLM and E5 are BERT encoders with XLM-R's vocabulary.
+    if backbone_class is keras_hub.models.BertBackbone and isinstance(
+        tokenizer, keras_hub.models.XLMRobertaTokenizer
+    ):
+        backbone_class = keras_hub.models.XLMRobertaBackbone
+    elif not isinstance(tokenizer, family.tokenizer_class):
         raise TypeError(
             f"`tokenizer` must be a {family.tokenizer_class.__name__} for a "
             f"{family.name} backbone. Received: tokenizer of type "
@@ -132,7 +139,7 @@ def text_preprocessor(backbone, tokenizer, sequence_length):
             f"of the model. Received: sequence_length={sequence_length}, "
             f"max_sequence_length={backbone.max_sequence_length}."
         )
-    preprocessor_class = CLASSIFIERS[family.backbone_class].preprocessor_cls
+    preprocessor_class = CLASSIFIERS[backbone_class].preprocessor_cls
     return preprocessor_class(tokenizer, sequence_length=sequence_length)
 
 
@@ -151,10 +158,7 @@ def text_classifier(backbone, num_outputs, seed, dtype=None):
     """
     family = family_of(backbone)
     set_seed(seed)
-    config = {**backbone.get_config(), "trainable": True}
-    if dtype is not None:
-        config["dtype"] = dtype
-    copy = family.backbone_class.from_config(config)
+    copy = rebuild(backbone, dtype, trainable=True)
     copy.set_weights(backbone.get_weights())
     classifier_class = CLASSIFIERS[family.backbone_class]
     return classifier_class(copy, num_classes=num_outputs, preprocessor=None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.downstream.answers import best_answers
 from keras_minilmv2.downstream.reader import load_span_examples, num_misplaced
 from keras_minilmv2.downstream.span_metrics import squad_metrics, squad_v2_metrics
@@ -150,10 +151,7 @@ class SpanTask(Task):
         """A `SpanModel`."""
         set_seed(seed)
         # The encoder of a preset that was saved frozen is trained, too.
-        config = {**backbone.get_config(), "trainable": True}
-        if dtype is not None:
-            config["dtype"] = dtype
-        copy = type(backbone).from_config(config)
+        copy = rebuild(backbone, dtype, trainable=True)
         copy.set_weights(backbone.get_weights())
         return SpanModel(copy)
 

@@ -1,4 +1,4 @@
-"""A model with the vocabulary of a corpus: loaded, made smaller, saved."""
+"""Loads a model, keeps the vocabulary that a corpus uses, and saves it."""
 
 import os
 from pathlib import Path
@@ -27,12 +27,13 @@ def shrink(
         model: str or path. As for `load_backbone`.
         corpus: a `Corpus`, or its sources.
         output_dir: str or path of a directory: a keras-nlp preset, with its tokenizer.
-        min_count: int. Pieces that occur less often in the corpus go.
+        min_count: int. Pieces that occur less often in the corpus are dropped.
         all_characters: bool. Whether every single character stays, or only those of
             the corpus, and ASCII.
         held_out: sequence of sources of a `Corpus`. Of each, tokens and unknown
             pieces are counted before and after.
-        overwrite: bool. Whether a directory that is not empty is replaced.
+        overwrite: bool. Whether a directory that holds another model, and nothing
+            else, is replaced.
 
     Returns:
         list of rows of str, `[what, before, after]`.
@@ -40,7 +41,8 @@ def shrink(
     Raises:
         ValueError: if the model cannot be loaded or is of no supported family, the
             corpus cannot be read or has no text, or `min_count` is not positive.
-        FileExistsError: if `output_dir` is not empty and `overwrite` is not set.
+        FileExistsError: if `output_dir` is not empty and `overwrite` is not set, or
+            it holds a file that is no model's.
     """
     output_dir = Path(output_dir)
     check_new_directory("output_dir", output_dir, overwrite)

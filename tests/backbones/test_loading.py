@@ -18,6 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.downstream.saved import load_saved
 from keras_minilmv2.tokenization.sentence_piece import read_model
 
 # Tiny models saved by transformers, and what transformers computes with them: see
@@ -222,17 +223,36 @@ def test_number_of_segments_and_dropout_are_those_of_the_config(tmp_path):
     check_hidden_states(backbone, "bert_teacher")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
-def test_dtype_is_passed_on_and_the_global_policy_left_alone(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "atol"),
+    # States of up to 4.2, on which bfloat16 was measured 0.060 and 0.046 off.
+    [("float32", 1e-5), ("bfloat16", 0.08), ("mixed_bfloat16", 0.06)],
+)
+def test_dtype_is_passed_on_and_the_global_policy_left_alone(dtype, atol, tmp_path):
     before = keras.config.dtype_policy().name
     backbone = load_backbone(REFERENCE / "roberta_teacher", dtype=dtype)
     assert backbone.dtype_policy.name == dtype
-    atol = 1e-5 if dtype == "float32" else 0.5
     check_hidden_states(backbone, "roberta_teacher", atol=atol)
     backbone.save_to_preset(tmp_path)
     assert load_backbone(tmp_path, dtype=dtype).dtype_policy.name == dtype
     assert load_backbone(tmp_path).dtype_policy.name == before
     assert keras.config.dtype_policy().name == before
+
+
+@no_pooler
+@pytest.mark.parametrize("name", SCOPES)
+def test_weights_of_bfloat16_are_the_rounded_ones(name):
+    exact = load_backbone(REFERENCE / name)
+    rounded = load_backbone(REFERENCE / name, dtype="bfloat16")
+    for theirs, ours in zip(exact.weights, rounded.weights, strict=True):
+        assert ours.dtype == "bfloat16"
+        if name == "electra" and "pooled_dense" in ours.path:
+            continue  # transformers' ELECTRA has none: it is drawn
+        expected = keras.ops.cast(theirs.value, "bfloat16")
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(ours.value).astype("float32"),
+            keras.ops.convert_to_numpy(expected).astype("float32"),
+        )
 
 
 @pytest.mark.parametrize("dtype", ["floaty", 16])
@@ -385,19 +405,115 @@ def test_case_and_accents_follow_the_settings(tmp_path):
     assert load_tokenizer(directory).lowercase
 
 
-def test_added_tokens_extend_a_word_piece_vocabulary(tmp_path):
-    directory = copy_of("bert_teacher", tmp_path)
+ADDED = ("bert_teacher", "roberta_teacher", "xlm_roberta", "albert")
+
+
+@pytest.mark.parametrize("name", ADDED)
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_are_refused_by_name(name, special, tmp_path):
+    directory = copy_of(name, tmp_path)
     path = directory / "tokenizer.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
-    size = len(saved["model"]["vocab"])
-    saved["added_tokens"].append({"id": size, "content": "[NEW]", "special": True})
+    saved["added_tokens"].append({"id": 99, "content": "<new>", "special": special})
     edit_json(path, saved)
-    tokenizer = load_tokenizer(directory)
-    assert tokenizer.token_to_id("[NEW]") == size
-    saved["added_tokens"][-1]["id"] = size + 1
-    edit_json(path, saved)
-    with pytest.raises(ValueError, match="whose ids have no gap"):
+    with pytest.raises(ValueError, match=r"without added tokens.*<new>") as error:
         load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_added_tokens_of_the_older_layout_are_refused_by_name(name, tmp_path):
+    directory = copy_of(name, tmp_path)
+    save_older_files(name, directory)
+    (directory / "added_tokens.json").write_text('{"<new>": 99}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"without added tokens.*<new>") as error:
+        load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("bert_teacher", {"normalizer": None}, "a normalizer of BertNormalizer"),
+        (
+            "bert_teacher",
+            {"normalizer": {"type": "BertNormalizer", "clean_text": False}},
+            "'clean_text': False",
+        ),
+        (
+            "bert_teacher",
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            "a pre_tokenizer of BertPreTokenizer.*'Whitespace'",
+        ),
+        ("bert_teacher", {"model": {"type": "BPE"}}, "is WordPiece.*model_type='BPE'"),
+        (
+            "roberta_teacher",
+            {"normalizer": {"type": "Lowercase"}},
+            "a normalizer of none.*'Lowercase'",
+        ),
+        (
+            "roberta_teacher",
+            {"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}},
+            "'use_regex': False",
+        ),
+        (
+            "xlm_roberta",
+            {"normalizer": {"type": "NFC"}},
+            "a normalizer of Precompiled.*'NFC'",
+        ),
+        (
+            "xlm_roberta",
+            {"model": {"type": "WordPiece", "vocab": {}}},
+            "is Unigram.*model_type='WordPiece'",
+        ),
+        ("albert", {"pre_tokenizer": {"type": "Digits"}}, "'Digits'"),
+        ("albert", {"model": {"type": "WordPiece", "vocab": {}}}, "is Unigram"),
+        ("roberta_teacher", {"model": {"type": "WordPiece"}}, "is BPE"),
+    ],
+)
+def test_other_steps_of_a_tokenizer_are_refused_by_name(
+    name, fields, message, tmp_path
+):
+    directory = copy_of(name, tmp_path)
+    edit_json(directory / "tokenizer.json", fields)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+def test_a_tokenizer_class_of_another_kind_is_refused_by_name(tmp_path):
+    directory = copy_of("bert_teacher", tmp_path)
+    settings = {"tokenizer_class": "BertJapaneseTokenizer"}
+    edit_json(directory / "tokenizer_config.json", settings)
+    with pytest.raises(ValueError, match="'BertJapaneseTokenizer'") as error:
+        load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+def test_a_generic_tokenizer_class_follows_its_normalizer(tmp_path):
+    directory = copy_of("bert_teacher", tmp_path)
+    settings = {"tokenizer_class": "TokenizersBackend", "do_lower_case": False}
+    edit_json(directory / "tokenizer_config.json", settings)
+    assert load_tokenizer(directory).lowercase
+
+
+def test_bert_over_the_vocabulary_of_xlm_roberta_needs_no_class(tmp_path):
+    directory = copy_of("xlm_roberta", tmp_path)
+    edit_json(directory / "config.json", {"model_type": "bert"})
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    edit_json(directory / "tokenizer_config.json", settings)
+    assert isinstance(load_tokenizer(directory), keras_hub.models.XLMRobertaTokenizer)
+
+
+def test_a_model_with_a_head_is_no_encoder_alone(tmp_path):
+    config = {"architectures": ["BertForSequenceClassification"]}
+    directory = copy_of("bert_teacher", tmp_path, config=config)
+    message = "head of a BertForSequenceClassification would be lost"
+    with pytest.raises(ValueError, match=message) as error:
+        load_saved(directory)
+    assert one_sentence(error)
+    edit_json(directory / "config.json", {"architectures": ["BertForMaskedLM"]})
+    assert load_saved(directory).tokenizer is not None
 
 
 def test_eager_calls_of_roberta_split_words(tmp_path):
@@ -481,17 +597,6 @@ def test_xlm_roberta_applies_the_saved_table(tmp_path):
     edit_json(directory / "tokenizer.json", {"normalizer": normalizer})
     ids = token_ids(load_tokenizer(directory), [narrow, spaced, wide])
     assert ids[0] == ids[1] == ids[2]
-
-
-def test_xlm_roberta_with_added_tokens_raises(tmp_path):
-    directory = copy_of("xlm_roberta", tmp_path)
-    path = directory / "tokenizer.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    saved["added_tokens"].append({"id": 99, "content": "<new>", "special": True})
-    edit_json(path, saved)
-    with pytest.raises(ValueError, match=r"without added tokens.*<new>") as error:
-        load_tokenizer(directory)
-    assert one_sentence(error)
 
 
 def test_albert_keeps_a_comma_after_a_digit_apart(tmp_path):
@@ -603,6 +708,7 @@ def test_config_without_a_field_raises(field, tmp_path):
         ),
         ("roberta_teacher", {"pad_token_id": 0}, "must have pad_token_id 1"),
         ("bert_teacher", {"is_decoder": True}, "must be an encoder"),
+        ("bert_teacher", {"num_attention_heads": 5}, "=5, hidden_size=12"),
     ],
 )
 def test_config_that_keras_nlp_cannot_follow_raises(name, config, message, tmp_path):
@@ -612,12 +718,17 @@ def test_config_that_keras_nlp_cannot_follow_raises(name, config, message, tmp_p
     assert one_sentence(error)
 
 
-def test_another_layer_norm_epsilon_warns(tmp_path):
-    config = {"layer_norm_eps": 1e-5}
-    directory = copy_of("bert_teacher", tmp_path, config=config)
-    with pytest.warns(UserWarning, match="layer_norm_eps=1e-05; the") as caught:
-        load_backbone(directory)
-    assert caught[0].filename == __file__
+@pytest.mark.filterwarnings("error")
+def test_another_layer_norm_epsilon_is_computed(tmp_path):
+    directory = copy_of("bert_teacher", tmp_path, config={"layer_norm_eps": 1e-3})
+    backbone = load_backbone(directory)
+    norms = [
+        layer
+        for layer in backbone._flatten_layers()
+        if isinstance(layer, keras.layers.LayerNormalization)
+    ]
+    assert len(norms) == 1 + 2 * backbone.num_layers
+    assert {norm.epsilon for norm in norms} == {1e-3}
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tf_model.h5"])
@@ -662,7 +773,6 @@ def test_missing_weight_raises(tmp_path):
         ({"vocab_size": 27}, "embeddings.word_embeddings.weight"),
         ({"hidden_size": 9}, "embeddings.word_embeddings.weight"),
         ({"intermediate_size": 15}, "encoder.layer.0.intermediate.dense.weight"),
-        ({"num_attention_heads": 5}, "encoder.layer.0.attention.self.query.weight"),
     ],
 )
 def test_weight_of_another_shape_raises(config, weight, tmp_path):

@@ -1,6 +1,7 @@
 """Models that compute another GELU or epsilon than their keras-nlp class."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import tensorflow as tf
 from families import CLASSES, make_backbone, make_inputs
 from small_tokenizers import make_tokenizer
 
-from keras_minilmv2.backbones.families import FAMILIES, family_of
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
 from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.precision import cast_once
@@ -28,6 +29,7 @@ from keras_minilmv2.backbones.variants import (
 )
 from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
 from keras_minilmv2.runs.demo import packaged_teacher
+from keras_minilmv2.serving.saved_model import export_saved_model
 
 EXPECTED = Path(__file__).parents[1] / "reference" / "teacher_outputs.json"
 NAMES = ["bert", "roberta", "xlm_roberta", "distil_bert", "albert", "electra_small"]
@@ -39,8 +41,8 @@ def other(backbone):
     return Variant(gelus[family_of(backbone).gelu], 3e-3)
 
 
-def make_other(name):
-    backbone = make_backbone(name)
+def make_other(name, **sizes):
+    backbone = make_backbone(name, **sizes)
     set_variant(backbone, other(backbone))
     return backbone
 
@@ -137,12 +139,12 @@ def test_flat_blocks_and_weights_cast_once_compute_a_variant():
 
 
 def test_training_computes_a_variant():
-    backbone = make_other("bert")
+    backbone = make_other("bert", dropout=0.0)
     inputs = make_inputs(backbone)
 
     def gradient(model):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(model(inputs, training=False)["sequence_output"] ** 3)
+            loss = tf.reduce_sum(model(inputs, training=True)["sequence_output"] ** 3)
         return tape.gradient(loss, backbone.trainable_variables[:3])
 
     exact, flat = gradient(backbone), gradient(with_flat_blocks(backbone))
@@ -173,26 +175,27 @@ def test_a_classifiers_preset_keeps_a_variant(tmp_path):
 
 ALONE = """
 import sys
-{before}
 import keras_hub
-model = keras_hub.models.Backbone.from_preset(sys.argv[1])
-print(model.transformer_layers[0].activation.__name__)
+
+def activation():
+    model = keras_hub.models.Backbone.from_preset(sys.argv[1])
+    return model.transformer_layers[0].activation.__name__
+
+print(activation())
+import keras_minilmv2.backbones
+print(activation())
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "function"),
-    [("", "gelu_approximate"), ("import keras_minilmv2.backbones", "gelu")],
-)
-def test_keras_hub_alone_reads_a_preset(before, function, tmp_path):
+def test_keras_hub_alone_reads_a_preset_and_computes_the_classs_form(tmp_path):
     save_student(make_other("bert"), None, tmp_path / "preset")
     result = subprocess.run(
-        [sys.executable, "-c", ALONE.format(before=before), tmp_path / "preset"],
+        [sys.executable, "-c", ALONE, tmp_path / "preset"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert result.stdout.strip() == function
+    assert result.stdout.split() == ["gelu_approximate", "gelu"]
 
 
 @pytest.mark.parametrize(
@@ -209,18 +212,33 @@ def test_a_damaged_entry_is_refused(entry, tmp_path):
         load_backbone(tmp_path / "preset")
 
 
-def test_the_two_forms_are_those_of_keras():
+@pytest.mark.parametrize(
+    ("activation", "approximate"),
+    [("gelu", False), ("gelu_python", False), ("gelu_new", True), ("gelu_fast", True)]
+    + [("gelu_pytorch_tanh", True), ("gelu_accurate", True)],
+)
+@pytest.mark.parametrize("name", ["bert_teacher", "roberta_teacher", "distilbert"])
+def test_hidden_act_of_a_config_is_computed(name, activation, approximate, tmp_path):
+    directory = shutil.copytree(EXPECTED.parent / name, tmp_path / "model")
+    config = json.loads((directory / "config.json").read_text())
+    field = "activation" if name == "distilbert" else "hidden_act"
+    (directory / "config.json").write_text(json.dumps({**config, field: activation}))
+    backbone = load_backbone(directory)
     x = np.linspace(-4, 4, 100, dtype="float32")
-    for family in FAMILIES:
-        backbone = next(
-            make_backbone(name)
-            for name in NAMES
-            if family_of(make_backbone(name)) is family
-        )
-        approximate = family.gelu == "gelu_pytorch_tanh"
+    for block in backbone.transformer_layers:
         np.testing.assert_array_equal(
-            backbone.transformer_layers[0].activation(x)
-            if hasattr(backbone, "transformer_layers")
-            else keras.activations.gelu(x, approximate),
-            keras.activations.gelu(x, approximate),
+            block._feedforward_intermediate_dense.activation(x),
+            keras.activations.gelu(x, approximate=approximate),
         )
+
+
+def test_a_saved_model_computes_a_variant(tmp_path):
+    tokenizer = make_tokenizer("Bert", lowercase=True)
+    backbone = make_backbone("bert", vocabulary_size=tokenizer.vocabulary_size())
+    set_variant(backbone, Variant("gelu", 0.3))
+    version = export_saved_model(backbone, tokenizer, tmp_path, sequence_length=8)
+    ids = np.arange(1, 9, dtype="int32")[None]
+    inputs = {"token_ids": ids, "padding_mask": ids * 0 + 1, "segment_ids": ids * 0}
+    served = tf.saved_model.load(str(version)).signatures["token_ids"](**inputs)
+    hidden = backbone(inputs)["sequence_output"]
+    np.testing.assert_allclose(served["sequence_output"], hidden, atol=1e-5)

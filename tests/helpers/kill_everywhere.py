@@ -96,10 +96,11 @@ def main(directory, first, command):
         elif code := run(command, out, log):
             problems[number] = f"given again, {code}: {log.read_text()[-500:]}"
         elif (got := content(out)) != wanted:
-            differing = {
-                name for name in {*got, *wanted} if got.get(name) != wanted.get(name)
-            }
-            problems[number] = f"other files: {sorted(differing)}"
+            names = {*got, *wanted}
+            differing = sorted(n for n in names if got.get(n) != wanted.get(n))
+            problems[number] = f"other files: {differing}"
+        elif left := [path.name for path in directory.glob(f".{number}-*")]:
+            problems[number] = f"left beside: {left}"
         shutil.rmtree(out, ignore_errors=True)
     print(json.dumps({"changes": number - 1, "problems": problems}))
 

@@ -15,9 +15,9 @@ from keras_minilmv2.backbones.families import (
 from keras_minilmv2.backbones.hugging_face.model_card import model_card, read_facts
 from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_files
 from keras_minilmv2.backbones.hugging_face.weights import encoder_weights
-from keras_minilmv2.backbones.preset_files import check_new_directory, write_json
+from keras_minilmv2.backbones.preset_files import check_new_directory
 from keras_minilmv2.backbones.variants import variant_of
-from keras_minilmv2.utils.files import replacing_directory
+from keras_minilmv2.utils.files import replacing_directory, write_json
 
 
 def export_to_hugging_face(
@@ -55,20 +55,22 @@ def export_to_hugging_face(
         tokenizer: its keras-nlp tokenizer; None for that of a classifier's
             preprocessor.
         directory: str or path.
-        facts: what the model card says of the model's origin: None, a dict, or the
-            path of a run's directory, of its `recipe.json` or its `report.md`. Of a
-            dict, `"teacher"`, `"results"` (Markdown, or a dict) and `"license"` have
+        facts: the model's origin, for the model card: None, a dict, or the
+            path of a run's directory, of its `recipe.json` or its `report.json`. Of
+            a dict, `"teacher"`, `"results"` (Markdown, or a dict) and `"license"` have
             places of their own; all else becomes a row of a table.
         labels: list of str. Names of a classifier's classes.
         sentence_transformers: bool. Whether sentence-transformers is to load the
             directory as an encoder of sentences: the mean over tokens.
-        overwrite: bool. Whether a directory that is not empty is replaced.
+        overwrite: bool. Whether a directory that holds another model, and nothing
+            else, is replaced.
 
     Raises:
         TypeError: if the model or the tokenizer is of no supported family.
         ValueError: if tokenizer and model do not fit, or the model is one that
             transformers has no place for.
-        FileExistsError: if the directory is not empty and `overwrite` is not set.
+        FileExistsError: if the directory is not empty and `overwrite` is not set, or
+            it holds a file that is no model's.
     """
     directory = Path(directory)
     check_new_directory("directory", directory, overwrite)

@@ -1,6 +1,6 @@
 """Weights of a Hugging Face model in a keras-nlp backbone, and the other way round.
 
-The converters of keras-hub say which weight belongs to which variable. `WeightLoader`
+The converters of keras-hub know which weight belongs to which variable. `WeightLoader`
 answers them with the weights of a directory; `encoder_weights` walks through the same
 converters to collect a backbone's weights under their names in transformers.
 
@@ -8,7 +8,6 @@ Reads `SafetensorLoader` of keras-hub, checked on keras-hub 0.32.
 """
 
 import math
-import os
 import warnings
 
 import numpy as np
@@ -24,6 +23,7 @@ from keras_minilmv2.backbones.configs import (
 )
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.preset_files import (
+    check_file_names,
     check_preset,
     find_file,
     first_line,
@@ -44,7 +44,7 @@ _GELUS = {
     "gelu_python_tanh": _TANH,
     "gelu_pytorch_tanh": _TANH,
 }
-# What transformers computes where a config.json does not say.
+# What transformers computes where a config.json has no epsilon.
 _DEFAULT_EPSILON = 1e-12
 
 _WEIGHTS_FILE = "model.safetensors"
@@ -93,7 +93,8 @@ def load_hugging_face_backbone(preset, config, family, sizes, dtype=None):
         ) from error
     _check_weights_file(preset)
     with WeightLoader(preset, family.scope) as loader:
-        check_weights_fill(preset, sizes, family, loader.num_parameters())
+        num_parameters = loader.num_parameters()
+        check_weights_fill(preset, sizes, family, _WEIGHTS_FILE, num_parameters)
         sizes = dict(sizes)
         sizes[family.vocabulary_argument] = sizes.pop("vocabulary_size")
         backbone = family.backbone_class(**sizes, dropout=dropout, dtype=dtype)
@@ -159,8 +160,7 @@ class WeightLoader(SafetensorLoader):
     def _open(self, name):
         """Opens one file of weights, once."""
         if name not in self.safetensor_files:
-            is_plain = isinstance(name, str) and name == os.path.basename(name)
-            path = find_file(self.preset, name) if is_plain else None
+            path = find_file(self.preset, name)
             if path is None:
                 raise preset_error(self.preset, f"hold {name}, which its index names")
             try:
@@ -269,7 +269,7 @@ def encoder_weights(backbone):
 
     Raises:
         TypeError: if the backbone is of no supported family.
-        ValueError: if a layer has fewer heads than the config says.
+        ValueError: if a layer has fewer heads than `num_heads`.
     """
     family = family_of(backbone)
     collector = _WeightCollector(family, backbone.hidden_dim)
@@ -289,7 +289,7 @@ class _WeightCollector:
             self.weights[_SEGMENT_EMBEDDING] = np.zeros((1, hidden_dim), "float32")
 
     def get_tensor(self, hf_weight_key):
-        """The converters of BERT and XLM-R look at two weights before they begin."""
+        """The converters of BERT and RoBERTa read some weights as arrays."""
         if hf_weight_key != _SEGMENT_EMBEDDING:
             raise KeyError(hf_weight_key)  # LayerNorm.gamma, an old name.
         # XLM-R's adds it to the positions; adding -0.0 changes no bit.
@@ -325,6 +325,8 @@ def _check_weights_file(preset):
     index = read_json(preset, _INDEX_FILE)
     if index is not None and not isinstance(index.get("weight_map"), dict):
         raise preset_error(preset, f"hold a weight_map in its {_INDEX_FILE}")
+    if index is not None:
+        check_file_names(preset, _INDEX_FILE, index["weight_map"].values())
     if index is not None or find_file(preset, _WEIGHTS_FILE):
         return
     for name in _OTHER_WEIGHTS_FILES:
