@@ -2,14 +2,13 @@
 
     python benchmarks/downstream.py --corpus DIR --glue DIR --output-dir out/downstream
 
-Runs `recipes/laptop_l3_h384.py`, from three ways to begin, and fine-tunes all students
+Runs `recipes/laptop_l3_h384.py` with three initializations, and fine-tunes all students
 alike, with the baselines: an untrained student, the teacher's first layers, the layers
-that a student begins with, and a student of the hidden-state objective.
+that a student is initialized from, and a student of the hidden-state objective.
 Writes `table.md`, `rows.json` and `curve.png`.
 
 Takes hours: 7,500 steps of 64 x 64 tokens are 30.7M tokens, 1 to 3 hours on 2 cores,
-and the scores as long again. What is finished is not run again: the same command goes
-on.
+and the scores as long again. The same command resumes after what is finished.
 """
 
 import argparse
@@ -30,13 +29,17 @@ from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.downstream.classifiers import text_preprocessor
 from keras_minilmv2.downstream.registry import TASKS as ALL_TASKS
 from keras_minilmv2.downstream.texts import encode
+from keras_minilmv2.runs.directory import RunDirectory, RunKind
+from keras_minilmv2.runs.grid import CELLS, FinishedCells, grid_cells
 from keras_minilmv2.runs.recipes import load_recipe
+from keras_minilmv2.runs.settings import Settings
+from keras_minilmv2.training.history import History
 from keras_minilmv2.utils.files import replacing_file
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.tables import count, markdown_table
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "laptop_l3_h384.py"
-BEGINNING = ",".join(map(str, load_recipe(RECIPE).student_teacher_layers))
+LAYERS = ",".join(map(str, load_recipe(RECIPE).initialization.teacher_layers))
 # Epochs, and training examples where not all of them.
 TASKS = {"stsb": (3, None), "mrpc": (3, None), "sst2": (1, 16_000)}
 TITLES = {"stsb": "STS-B", "mrpc": "MRPC", "sst2": "SST-2"}
@@ -46,11 +49,8 @@ LEARNING_RATE = 3e-4
 POINTS = (1 / 15, 2 / 15, 1 / 3, 2 / 3)
 # What the other runs change in the recipe.
 OTHERS = {
-    "from projection": ["student_initialization=projection"],
-    "from random weights": [
-        "student_initialization=random",
-        "student_teacher_layers=none",
-    ],
+    "from projection": [f"student_initialization=projection:{LAYERS}"],
+    "from random weights": ["student_initialization=random"],
     "hidden states": ["objective=hidden_states"],
 }
 
@@ -63,7 +63,7 @@ class Student:
         name: str.
         path: path of its preset.
         tokens: int, that it was distilled on.
-        loss: float, held-out relation loss, or None where another or none was taken.
+        loss: float, held-out relation loss, or None where it was not measured.
         tasks: names of the tasks that it is fine-tuned on.
     """
 
@@ -72,6 +72,45 @@ class Student:
     tokens: int = 0
     loss: float | None = None
     tasks: tuple = tuple(TASKS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownstreamSettings(Settings):
+    """What all runs in the output directory share."""
+
+    corpus: str
+    glue: str
+    steps: int
+    other_steps: int
+    dtype_policy: str
+
+
+def directory(name):
+    """A name as that of a directory."""
+    kept_characters = (c if c.isalnum() else " " for c in name.replace("'", ""))
+    return "_".join("".join(kept_characters).split())
+
+
+MAIN_RUN = f"from layers {LAYERS}"
+UNDISTILLED = f"layers {LAYERS}, not distilled"
+# Students that are written without distillation, and how.
+BASELINES = {
+    "teacher's first layers": ["--truncated-teacher"],
+    UNDISTILLED: [],
+    "untrained": ["--set", "student_initialization=random"],
+}
+KIND = RunKind(
+    name="downstream",
+    settings_class=DownstreamSettings,
+    settings_file="settings.json",
+    outputs=(
+        *("settings.json", "recipe.json", "prepared", "scores"),
+        *("rows.json", "table.md", "curve.png"),
+        *map(directory, (MAIN_RUN, *BASELINES, *OTHERS)),
+    ),
+    evidence=("settings.json",),
+    last="",
+)
 
 
 def main():
@@ -84,36 +123,26 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N")
     parser.add_argument("--dtype-policy", default="float32")
     parser.add_argument(
-        "--without", nargs="+", default=[], choices=OTHERS, help="runs to leave out"
+        "--without", nargs="+", default=[], choices=OTHERS, help="runs to skip"
     )
     parser.add_argument(
         "--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="default: all"
     )
     options = parser.parse_args()
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    check_same(options)
+    settings = DownstreamSettings(
+        corpus=str(options.corpus),
+        glue=str(options.glue),
+        steps=options.steps,
+        other_steps=options.other_steps,
+        dtype_policy=options.dtype_policy,
+    )
     rows = []
-    # Scored one after the other: what is there already is a table.
-    for student in students(options):
-        rows.append(score(student, options))
-        write(rows, options)
-
-
-def check_same(options):
-    """Ends unless what is finished in the output directory is of the same settings."""
-    names = ("corpus", "glue", "steps", "other_steps", "dtype_policy")
-    settings = {name: str(getattr(options, name)) for name in names}
-    path = options.output_dir / "settings.json"
-    if not path.exists():
-        with replacing_file(path) as temporary:
-            temporary.write_text(json.dumps(settings))
-    found = json.loads(path.read_text())
-    for name in names:
-        if found[name] != settings[name]:
-            sys.exit(
-                f"`{name}` must be that of the runs in {options.output_dir}. "
-                f"Received: {name}={settings[name]}, and {found[name]} there."
-            )
+    with RunDirectory.open(options.output_dir, settings, KIND) as output:
+        output.start()
+        # Scored one after the other: each makes a row of a table at once.
+        for student in students(options):
+            rows.append(score(student, options))
+            write(rows, options)
 
 
 def students(options):
@@ -123,22 +152,15 @@ def students(options):
         `Student`; those that only make the curve come last.
     """
     recipe = write_recipe(options)
-    main_run = f"from layers {BEGINNING}"
-    *on_the_way, last = distilled(main_run, recipe, [], options.steps, options)
+    *on_the_way, last = distilled(MAIN_RUN, recipe, [], options.steps, options)
     yield last
-    undistilled = f"layers {BEGINNING}, not distilled"
-    for name, arguments in {
-        "teacher's first layers": ["--truncated-teacher"],
-        undistilled: [],
-        "untrained": ["--set", "student_initialization=random"]
-        + ["--set", "student_teacher_layers=none"],
-    }.items():
+    for name, arguments in BASELINES.items():
         path = options.output_dir / directory(name)
         if not path.exists():
             run("student", recipe, "--output-dir", path, *arguments)
         loss = None
-        if name == undistilled:
-            loss = held_out(options.output_dir / directory(main_run))[0][1]
+        if name == UNDISTILLED:
+            loss = held_out(options.output_dir / directory(MAIN_RUN))[0][1]
         yield Student(name, path, loss=loss)
     for name, changes in OTHERS.items():
         if name not in options.without:
@@ -182,16 +204,15 @@ def run_settings(steps):
 
 
 def distilled(name, recipe, changes, steps, options):
-    """Distils, unless it was done.
+    """Distils; a finished run is returned as it is.
 
     Returns:
         list of `Student`: those on the way, for STS-B alone, and the last.
     """
     path = options.output_dir / directory(name)
-    if not (path / "report.md").exists():
-        settings = [f"{key}={value}" for key, value in run_settings(steps).items()]
-        sets = [part for one in (*settings, *changes) for part in ("--set", one)]
-        run("distill", recipe, "--output-dir", path, *sets)
+    settings = [f"{key}={value}" for key, value in run_settings(steps).items()]
+    sets = [part for one in (*settings, *changes) for part in ("--set", one)]
+    run("distill", recipe, "--output-dir", path, *sets)
     losses = dict(held_out(path))
     last = max(losses)
     kept = {int(one.name[len("step-") :]): one for one in (path / "kept").iterdir()}
@@ -220,11 +241,8 @@ def tokens_per_step(recipe):
 
 def held_out(path):
     """Pairs of step and held-out loss out of a run's history."""
-    lines = (path / "history.csv").read_text().splitlines()
-    columns = lines[0].split(",")
-    step, loss = columns.index("step"), columns.index("held_out_loss")
-    cells = (line.split(",") for line in lines[1:])
-    return [(int(row[step]), float(row[loss])) for row in cells if row[loss]]
+    history = History.load_csv(path / "history.csv")
+    return list(zip(*history.series("held_out_loss"), strict=True))
 
 
 def score(student, options):
@@ -236,18 +254,21 @@ def score(student, options):
         epochs, num_examples = TASKS[task]
         name = directory(student.name) + f"_{student.tokens}"
         path = options.output_dir / "scores" / task / name
-        files = {seed: cell(path, epochs, seed) for seed in options.seeds}
-        missing = [seed for seed, file in files.items() if not file.exists()]
-        some = [] if num_examples is None else ["--num-train-examples", num_examples]
-        if missing:
+        wanted = grid_cells([LEARNING_RATE], [epochs], options.seeds)
+        finished = FinishedCells(path / CELLS)
+        if not set(wanted) <= set(finished.load()):
+            some = ()
+            if num_examples is not None:
+                some = ("--num-train-examples", num_examples)
             run(
                 *("finetune", student.path, "--task", task),
                 *("--data-dir", options.glue, "--output-dir", path),
-                *("--learning-rate", LEARNING_RATE, "--epochs", epochs),
-                *("--dtype-policy", options.dtype_policy, "--seed", *missing, *some),
+                *("--learning-rate", LEARNING_RATE, "--epochs", epochs, *some),
+                *("--dtype-policy", options.dtype_policy, "--seed", *options.seeds),
             )
-        found = [json.loads(file.read_text())["score"] for file in files.values()]
-        # Of a run that diverged there is none.
+        results = finished.load()
+        found = [results[cell].score for cell in wanted]
+        # A run that diverged has none.
         scores[task] = [score for score in found if score is not None]
     return {
         "student": student.name,
@@ -256,11 +277,6 @@ def score(student, options):
         "embeddings": embeddings_score(student.path, options.glue),
         "scores": scores,
     }
-
-
-def cell(path, epochs, seed):
-    """The file of one fine-tuning run's result."""
-    return path / "cells" / f"lr{LEARNING_RATE:g}-epochs{epochs}-seed{seed}.json"
 
 
 def embeddings_score(path, glue):
@@ -351,12 +367,6 @@ def curve(rows):
     figure.legend(loc="outside right upper")
     axes.grid(alpha=0.3)
     return figure
-
-
-def directory(name):
-    """A name as that of a directory."""
-    kept_characters = (c if c.isalnum() else " " for c in name.replace("'", ""))
-    return "_".join("".join(kept_characters).split())
 
 
 def run(*arguments):

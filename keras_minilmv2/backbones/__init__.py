@@ -1,1 +1,4 @@
 """Encoder backbones: the only code that reads keras-nlp and Keras internals."""
+
+# From here on keras-hub's presets keep the form of GELU and the epsilon of a model.
+from keras_minilmv2.backbones import variants  # noqa: F401

@@ -16,7 +16,7 @@ def drop(layer, x, training):
     """What a dropout layer does, with its rate rounded to a multiple of `2**-16`.
 
     Keras draws a float for each element: 4% of a step in float32 and 6% in mixed
-    bfloat16. 16 bits say as well whether an element stays.
+    bfloat16. 16 random bits decide as well whether an element stays.
 
     Args:
         layer: `keras.layers.Dropout`. Its seed generator is used.

@@ -13,7 +13,6 @@ from keras_hub.src.utils.transformers import (
     convert_albert,
     convert_bert,
     convert_distilbert,
-    convert_xlm_roberta,
 )
 
 from keras_minilmv2.backbones.hugging_face import electra, roberta
@@ -61,6 +60,7 @@ class Family:
             it: `"gelu"` with erf, `"gelu_pytorch_tanh"` with tanh.
         layer_norm_epsilon: float. Of the backbone class.
         model_type: str. `model_type` in a `config.json` of transformers.
+        transformers_gelu: str. The activation of a `config.json` that names none.
         transformers_prefix: str. What the names of transformers' classes start with.
         scope: str. What stands before an encoder's weights in a model with a head.
         convert_weights: function that assigns a loader's weights to a backbone.
@@ -94,6 +94,7 @@ class Family:
     gelu: str = "gelu"
     layer_norm_epsilon: float = 1e-12
     model_type: str
+    transformers_gelu: str = "gelu"
     transformers_prefix: str
     scope: str
     convert_weights: Callable
@@ -138,7 +139,7 @@ FAMILIES = (
         model_type="xlm-roberta",
         transformers_prefix="XLMRoberta",
         scope="roberta.",
-        convert_weights=convert_xlm_roberta.convert_weights,
+        convert_weights=roberta.convert_xlm_roberta_weights,
         size_names=_SIZE_NAMES,
         config_constants={"type_vocab_size": 1},
         classifier_layers=_ROBERTA_HEAD,
@@ -156,7 +157,7 @@ FAMILIES = (
         model_type="roberta",
         transformers_prefix="Roberta",
         scope="roberta.",
-        convert_weights=roberta.convert_weights,
+        convert_weights=roberta.convert_roberta_weights,
         size_names=_SIZE_NAMES,
         config_constants={"type_vocab_size": 1},
         classifier_layers=_ROBERTA_HEAD,
@@ -173,6 +174,7 @@ FAMILIES = (
         shares_blocks=True,
         gelu="gelu_pytorch_tanh",
         model_type="albert",
+        transformers_gelu="gelu_new",
         transformers_prefix="Albert",
         scope="albert.",
         convert_weights=convert_albert.convert_weights,

@@ -1,7 +1,7 @@
-"""What a student takes over from its teacher before it is trained.
+"""Weights of a student, copied or projected from its teacher before training.
 
 Reads private attributes of keras-nlp's `TransformerEncoder`; checked on keras-nlp
-0.32. All supported families normalise after the residual sum.
+0.32. All supported families normalize after the residual sum.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_minilmv2.backbones.attention import attention_of
-from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.projections import block_calls
 
 # Tokens that principal directions are computed from; more changes little.
@@ -122,7 +122,7 @@ def _embedding_sum(backbone, inputs):
 
 
 def _embed(backbone, inputs):
-    """Normalised sum of embeddings."""
+    """Normalized sum of embeddings."""
     return backbone.embeddings_layer_norm(_embedding_sum(backbone, inputs))
 
 
@@ -216,6 +216,12 @@ def project_layers(teacher, student, teacher_layers, examples, num_relation_head
         raise ValueError(
             "`examples` must hold at least one real token. "
             "Received: a padding_mask of zeros."
+        )
+    largest, size = examples["token_ids"].max(), vocabulary_size(teacher)
+    if largest >= size:
+        raise ValueError(
+            "`examples` must hold token ids of the teacher's vocabulary. "
+            f"Received: token id {largest}, vocabulary of {size}."
         )
     padding_mask = ops.convert_to_tensor(keep)
 

@@ -7,6 +7,14 @@ import keras
 import keras_hub
 from keras_hub.src.utils.preset_utils import KerasPresetLoader
 
+from keras_minilmv2.backbones.configs import (
+    check_local_weights_fill,
+    encoder_sizes,
+    family_of_config,
+    is_hugging_face,
+    read_config,
+    registered_class,
+)
 from keras_minilmv2.backbones.families import FAMILIES
 from keras_minilmv2.backbones.hugging_face.tokenizers import (
     load_hugging_face_tokenizer,
@@ -14,12 +22,18 @@ from keras_minilmv2.backbones.hugging_face.tokenizers import (
 )
 from keras_minilmv2.backbones.hugging_face.weights import load_hugging_face_backbone
 from keras_minilmv2.backbones.preset_files import (
+    check_file_names,
     check_preset,
     find_file,
     first_line,
     preset_error,
     read_json,
 )
+from keras_minilmv2.backbones.variants import ENTRY, saved_variant
+
+_WEIGHTS_FILE = "model.weights.h5"
+# The index of a model saved in several files.
+_INDEX_FILE = "model.weights.json"
 
 
 def load_backbone(preset, dtype=None):
@@ -30,15 +44,16 @@ def load_backbone(preset, dtype=None):
     encoder is taken: the directory may have been saved from the bare model or from
     one with a head.
 
-    What keras-nlp computes is not in every case what transformers computes:
+    The form of GELU (with erf or with tanh) and the epsilon of the layer
+    normalizations are those that `hidden_act` and `layer_norm_eps` of a Hugging Face
+    config name; presets of keras-nlp keep their class's own, tanh for BERT, ALBERT and
+    ELECTRA. An activation that is no GELU is refused. Students inherit both, and
+    `save_student` and the exports keep them. The class's constructor and
+    `from_config` do not: a copy made with them has its class's own.
 
-    - BERT, ALBERT and ELECTRA always use the tanh form of GELU, RoBERTa, XLM-R and
-      DistilBERT the form with erf. A config's `hidden_act` of the other form is
-      accepted: the hidden states then differ by up to 6e-3. Any other activation
-      is refused.
+    Two things differ from what transformers computes:
+
     - One dropout rate, `hidden_dropout_prob`, serves attention weights too.
-    - The layer normalizations have a fixed epsilon, 1e-5 for RoBERTa and XLM-R and
-      1e-12 for the others. A config with another one gives a warning.
     - RoBERTa and XLM-R have no segment embedding: its first row is added to the
       position embeddings. That is exact where all segment ids are 0.
     - A missing pooler gives a warning: `pooled_dense` then stays as initialised.
@@ -64,22 +79,28 @@ def load_backbone(preset, dtype=None):
     """
     preset = check_preset(preset)
     _check_dtype(dtype)
-    config = _read_config(preset)
-    if "registered_name" not in config:
-        return load_hugging_face_backbone(preset, config, dtype)
-    _check_backbone_class(preset, config)
-    weights_file = "model.weights.h5"
-    # The second is the index of a model saved in several files.
-    names = (weights_file, "model.weights.json")
-    if not any(find_file(preset, name) for name in names):
-        raise preset_error(preset, f"hold {weights_file}")
+    config = read_config(preset)
+    family = family_of_config(preset, config)
+    sizes = encoder_sizes(preset, config, family)
+    if is_hugging_face(config):
+        return load_hugging_face_backbone(preset, config, family, sizes, dtype)
+    try:
+        saved_variant(config)
+    except (TypeError, ValueError) as error:
+        raise preset_error(
+            preset,
+            f"have a form of GELU and an epsilon under {ENTRY} in its config.json",
+            error=first_line(error),
+        ) from error
+    _check_weights_files(preset)
+    check_local_weights_fill(preset, sizes, family)
     try:
         return keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
     except Exception as error:
         # keras and h5py raise OSError, KeyError, ValueError and TypeError here.
         raise preset_error(
             preset,
-            f"hold a {weights_file} that can be read and fits its config.json",
+            f"hold a {_WEIGHTS_FILE} that can be read and fits its config.json",
             error=first_line(error),
         ) from error
 
@@ -104,7 +125,7 @@ def load_tokenizer(preset):
     - RoBERTa's loses the digit `६` inside of tf.data.
     - ALBERT reads punctuation as its own tokenizer and the published
       `tokenizer.json` do. transformers 5, where it converts a `spiece.model`
-      itself, begins a new word after brackets, quotes, hyphens and full stops.
+      itself, starts a new word after brackets, quotes, hyphens and full stops.
     - Special tokens written out in the text, such as `[MASK]`, are plain text for
       WordPiece and SentencePiece tokenizers.
 
@@ -125,12 +146,13 @@ def load_tokenizer(preset):
     # keras-nlp and transformers both have a file of this name.
     saved = read_json(preset, "tokenizer.json")
     if saved is None or "registered_name" not in saved:
-        config = _read_config(preset)
-        if "registered_name" in config:
-            _check_backbone_class(preset, config)
+        config = read_config(preset)
+        if not is_hugging_face(config):
+            family_of_config(preset, config)
             raise preset_error(preset, "hold a tokenizer, in a tokenizer.json")
         return load_hugging_face_tokenizer(preset, config, saved)
-    _check_tokenizer_class(preset, saved)
+    classes = tuple(family.tokenizer_class for family in FAMILIES)
+    registered_class(preset, saved, classes, "tokenizer")
     try:
         # Not Tokenizer.from_preset: it wants the config.json of a backbone beside.
         loader = KerasPresetLoader(preset, config=None)
@@ -144,6 +166,20 @@ def load_tokenizer(preset):
     return split_words_like_gpt2(tokenizer)
 
 
+def _check_weights_files(preset):
+    """Refuses a keras-nlp preset without weights, or with an index that leads away."""
+    index = read_json(preset, _INDEX_FILE)
+    if index is None and not find_file(preset, _WEIGHTS_FILE):
+        raise preset_error(preset, f"hold {_WEIGHTS_FILE}")
+    if index is not None:
+        names = index.get("weight_map")
+        if not isinstance(names, dict):
+            raise preset_error(preset, f"hold a weight_map in its {_INDEX_FILE}")
+        for files in names.values():
+            files = files if isinstance(files, list) else [files]
+            check_file_names(preset, _INDEX_FILE, files)
+
+
 def _check_dtype(dtype):
     """Refuses what is no dtype policy before anything is downloaded."""
     try:
@@ -153,40 +189,3 @@ def _check_dtype(dtype):
             "`dtype` must be a dtype policy such as 'float32' or 'mixed_bfloat16'. "
             f"Received: dtype={dtype!r}."
         ) from error
-
-
-def _read_config(preset):
-    """`config.json`, which keras-nlp and transformers presets both have."""
-    config = read_json(preset, "config.json")
-    if config is None:
-        raise preset_error(preset, "hold a config.json")
-    if "registered_name" not in config and "model_type" not in config:
-        raise preset_error(
-            preset,
-            "hold a config.json of keras-nlp, with registered_name, or of "
-            "transformers, with model_type",
-        )
-    return config
-
-
-def _check_backbone_class(preset, config):
-    """Refuses a keras-nlp preset that is none of the six families."""
-    classes = [family.backbone_class for family in FAMILIES]
-    _check_class(preset, config, classes, "backbone")
-
-
-def _check_tokenizer_class(preset, config):
-    """Refuses a keras-nlp tokenizer that is none of the six families'."""
-    classes = [family.tokenizer_class for family in FAMILIES]
-    _check_class(preset, config, classes, "tokenizer")
-
-
-def _check_class(preset, config, classes, what):
-    """Raises unless the registered class of the config is one of `classes`."""
-    name = config["registered_name"]
-    registered = keras.saving.get_registered_object(name)
-    if registered is None or not issubclass(registered, tuple(classes)):
-        known = ", ".join(known_class.__name__ for known_class in classes)
-        raise preset_error(
-            preset, f"have a {what} that is one of {known}", registered_name=name
-        )

@@ -6,6 +6,8 @@ Reads private names of Keras' layers and variables; checked on Keras 3.15.
 import keras
 from keras import ops
 
+from keras_minilmv2.backbones.variants import rebuild
+
 
 def cast_once(backbone):
     """A backbone for inference whose weights have the dtype it computes in.
@@ -23,9 +25,7 @@ def cast_once(backbone):
     policy = backbone.dtype_policy
     if policy.compute_dtype == policy.variable_dtype:
         return backbone
-    copy = type(backbone).from_config(
-        {**backbone.get_config(), "dtype": policy.compute_dtype}
-    )
+    copy = rebuild(backbone, dtype=policy.compute_dtype)
     if len(copy.variables) != len(backbone.variables):
         return backbone
     for theirs, ours in zip(copy.variables, backbone.variables, strict=True):

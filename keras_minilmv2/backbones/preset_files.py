@@ -1,10 +1,11 @@
-"""The files of a preset, wherever they lie: hub, built-in preset or directory.
+"""Files of a preset, from a hub, a built-in preset or a directory.
 
 Reads `keras_hub.src.utils.preset_utils.get_file`, checked on keras-hub 0.32.
 """
 
 import json
 import os
+from pathlib import Path
 
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_file
@@ -79,7 +80,7 @@ def find_file(preset, name):
         reason = "the hub does not answer and the file is not in the local cache"
         raise _download_error(preset, name, reason) from error
     except ImportError:
-        raise  # Says which library of a hub to install.
+        raise  # Names the library of a hub to install.
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("Unexpected"):
             raise preset_error(
@@ -111,7 +112,7 @@ def read_json(preset, name):
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         raise preset_error(
             preset, f"hold a {name} that is valid JSON", error=first_line(error)
         ) from error
@@ -120,10 +121,31 @@ def read_json(preset, name):
     return content
 
 
-def write_json(path, content):
-    """Writes a JSON file that people can read."""
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+def check_file_names(preset, index, names):
+    """Refuses an index of weight files that names files elsewhere.
+
+    Args:
+        preset: str, for the error message.
+        index: str, name of the index.
+        names: iterable of what it names.
+
+    Raises:
+        ValueError: if one is no plain file name.
+    """
+    for name in names:
+        if not isinstance(name, str) or name != os.path.basename(name):
+            raise preset_error(
+                preset, f"hold a {index} that names files beside it", name=name
+            )
+
+
+def weight_bytes(path):
+    """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
+    return sum(
+        file.stat().st_size
+        for pattern in ("*.weights.h5", "*.safetensors")
+        for file in Path(path).glob(pattern)
+    )
 
 
 def check_new_directory(argument, path, overwrite):

@@ -1,15 +1,25 @@
 """Encoders saved as keras-nlp preset directories."""
 
+import math
+import os
+import tempfile
 from pathlib import Path
 
 from keras_minilmv2.utils.files import replacing_directory
+
+# HDF5 writes about this much around the values of each variable.
+_HEADER_BYTES = 1_000
 
 
 def save_student(student, tokenizer, path, overwrite=True):
     """Saves a student as a keras-nlp preset directory, its tokenizer beside it.
 
-    `keras_hub.models.Backbone.from_preset(path)` reads it back with equal outputs.
-    Written to a temporary directory and renamed.
+    `load_backbone(path)` reads it back with equal outputs. keras-hub's own
+    `Backbone.from_preset(path)` reads it too, and gives equal outputs once
+    `keras_minilmv2.backbones` has been imported; without, it computes the form of GELU
+    and the epsilon of its class, which differ where the teacher was a Hugging Face
+    model with others: see `backbones.variants`. Written to a temporary directory and
+    renamed.
 
     Args:
         student: a keras-nlp backbone.
@@ -19,6 +29,7 @@ def save_student(student, tokenizer, path, overwrite=True):
 
     Raises:
         FileExistsError: if `path` exists and `overwrite` is not set.
+        OSError: if it cannot be written, for a full disk for instance.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -26,15 +37,28 @@ def save_student(student, tokenizer, path, overwrite=True):
             f"`path` must not exist unless `overwrite` is set. Received: path={path}."
         )
     with replacing_directory(path) as fresh:
+        check_space(fresh, student)
         student.save_to_preset(str(fresh))
         if tokenizer is not None:
             tokenizer.save_to_preset(str(fresh))
 
 
-def weight_bytes(path):
-    """Bytes of the weight files in a preset or Hugging Face directory, or 0."""
-    return sum(
-        file.stat().st_size
-        for pattern in ("*.weights.h5", "*.safetensors")
-        for file in Path(path).glob(pattern)
-    )
+def check_space(directory, model):
+    """Raises if a file system has no room for the weights of a model.
+
+    HDF5 reports a disk that is full after a file was opened with errors of its own,
+    some of them when Python ends, or ends the process.
+
+    Args:
+        directory: path of an existing directory.
+        model: a Keras model.
+
+    Raises:
+        OSError: if there is no room.
+    """
+    size = _HEADER_BYTES * len(model.variables)
+    for variable in model.variables:
+        size += math.prod(variable.shape) * (4 if variable.dtype == "float32" else 1)
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=directory) as file:
+            os.posix_fallocate(file.fileno(), 0, size)

@@ -1,4 +1,4 @@
-"""Student encoders: their shape, and the three ways to begin."""
+"""Student encoders: their shape, and three ways to initialize them."""
 
 import random
 
@@ -7,6 +7,8 @@ import keras
 from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.inheritance import copy_layers, project_layers
 from keras_minilmv2.backbones.projections import block_calls, check_layer
+from keras_minilmv2.backbones.variants import set_variant, variant_of
+from keras_minilmv2.utils.checks import check_choice, check_int
 
 INITIALIZATIONS = ("random", "layers", "projection")
 
@@ -30,7 +32,7 @@ def student_backbone(
 ):
     """Builds a student of the teacher's family and vocabulary.
 
-    Three ways to begin:
+    Three ways to initialize it:
 
     - `"random"`: freshly drawn weights, as in the paper.
     - `"layers"`: the teacher's embeddings and the layers named in `teacher_layers`;
@@ -64,9 +66,11 @@ def student_backbone(
         dtype: dtype or policy of the student. Defaults to the global policy.
 
     Returns:
-        A plain keras-nlp backbone of the teacher's class.
+        A plain keras-nlp backbone of the teacher's class, with the teacher's form of
+        GELU and epsilon.
 
     Raises:
+        TypeError: if a size is no int, or the teacher is of no supported family.
         ValueError: if a size does not fit, or an argument does not belong to
             `initialization`.
 
@@ -76,7 +80,7 @@ def student_backbone(
           analysis (second moments) of embeddings and hidden states.
     """
     family = family_of(teacher)
-    _check_sizes(
+    check_int(
         num_layers=num_layers,
         num_heads=num_heads,
         hidden_dim=hidden_dim,
@@ -87,11 +91,7 @@ def student_backbone(
             "`num_heads` must divide `hidden_dim`. "
             f"Received: num_heads={num_heads}, hidden_dim={hidden_dim}."
         )
-    if initialization not in INITIALIZATIONS:
-        raise ValueError(
-            f"`initialization` must be one of {', '.join(INITIALIZATIONS)}. "
-            f"Received: initialization={initialization!r}."
-        )
+    check_choice(INITIALIZATIONS, initialization=initialization)
     teacher_layers = _resolve_teacher_layers(
         teacher, num_layers, initialization, teacher_layers
     )
@@ -116,13 +116,14 @@ def student_backbone(
         )
     elif embedding_dim is not None:
         raise ValueError(
-            f"`embedding_dim` must be left out for {family.name}, whose token "
+            f"`embedding_dim` must not be given for {family.name}, whose token "
             "embedding has the width of its layers. Received: "
             f"embedding_dim={embedding_dim}."
         )
     _check_initialization(teacher, config, initialization, examples)
 
     student = _build_with_seed(family.backbone_class, config, seed)
+    set_variant(student, variant_of(teacher))
     if initialization == "layers":
         copy_layers(teacher, student, teacher_layers)
     elif initialization == "projection":
@@ -157,20 +158,12 @@ def evenly_spaced_layers(num_teacher_layers, num_layers):
     return tuple(round(step * (i + 1)) for i in range(num_layers))
 
 
-def _check_sizes(**sizes):
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(
-                f"`{name}` must be a positive int. Received: {name}={size!r}."
-            )
-
-
 def _resolve_teacher_layers(teacher, num_layers, initialization, teacher_layers):
     depth = len(block_calls(teacher))
     if initialization == "random":
         if teacher_layers is not None:
             raise ValueError(
-                '`teacher_layers` must be left out with initialization="random". '
+                '`teacher_layers` must not be given with initialization="random". '
                 f"Received: teacher_layers={teacher_layers}."
             )
         return None
@@ -195,10 +188,10 @@ def _resolve_teacher_layers(teacher, num_layers, initialization, teacher_layers)
 
 
 def _check_initialization(teacher, config, initialization, examples):
-    """Raises where the student's shape rules out the way to begin."""
+    """Raises where the student's shape rules out the initialization."""
     if initialization != "projection" and examples is not None:
         raise ValueError(
-            '`examples` must be left out unless initialization="projection". '
+            '`examples` must not be given unless initialization="projection". '
             f'Received: initialization="{initialization}".'
         )
     sizes = ("hidden_dim", "num_heads", "intermediate_dim", "embedding_dim")
@@ -264,7 +257,7 @@ def _build_with_seed(backbone_class, config, seed):
     """Builds a backbone whose drawn weights depend on `seed` alone."""
     if seed is None:
         return backbone_class.from_config(config)
-    # Keras draws the seed of every initialiser and dropout from Python's generator.
+    # Keras draws the seed of every initializer and dropout from Python's generator.
     state = random.getstate()
     random.seed(seed)
     try:

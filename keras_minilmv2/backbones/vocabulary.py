@@ -12,6 +12,7 @@ from tokenizers import pre_tokenizers
 
 from keras_minilmv2.backbones.families import check_tokenizer, family_of
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
+from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.tokenization import sentence_piece as spm
 
 # Texts tokenized at a time.
@@ -153,9 +154,7 @@ def _facts(backbone, vocabulary, count, held_out):
 
 def _gather_embedding(backbone, kept):
     """A copy of the backbone with these rows of its token embedding."""
-    # ELECTRA alone calls the argument `vocab_size`.
-    size = "vocab_size" if hasattr(backbone, "vocab_size") else "vocabulary_size"
-    copy = type(backbone).from_config({**backbone.get_config(), size: len(kept)})
+    copy = rebuild(backbone, **{family_of(backbone).vocabulary_argument: len(kept)})
     table = backbone.token_embedding.embeddings
     for old, new in zip(backbone.weights, copy.weights, strict=True):
         new.assign(ops.take(old, kept, axis=0) if old is table else old)

@@ -9,7 +9,7 @@ def add(commands):
         commands,
         "info",
         run,
-        "say what a model is and how the papers would distil it",
+        "print what a model is and how the papers would distil it",
         """
   keras-minilmv2 info bert_large_en_uncased
   keras-minilmv2 info out/demo/student""",
@@ -18,7 +18,7 @@ def add(commands):
 
 
 def run(options):
-    """Says what a model is."""
+    """Prints what a model is."""
     from keras_minilmv2.runs.info import model_facts
 
     print_facts(model_facts(options.model))

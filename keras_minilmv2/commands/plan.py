@@ -11,7 +11,7 @@ def add(commands):
         commands,
         "plan",
         run,
-        "say what a run will cost before it is started",
+        "estimate what a run will cost before it is started",
         """
   keras-minilmv2 plan recipes/bert_base_l6_h384.py
   keras-minilmv2 plan recipes/bert_base_l6_h384.py --device 8xa100

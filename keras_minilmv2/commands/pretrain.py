@@ -15,7 +15,7 @@ def add(commands):
         "pretrain",
         run,
         "train a recipe's student by masked language modelling, without its teacher: "
-        "from random weights unless --set student_initialization says otherwise",
+        "from random weights unless --set student_initialization=... is given",
         """
   keras-minilmv2 pretrain recipes/bert_base_l6_h384.py --output-dir out/l6_h384_mlm
   keras-minilmv2 pretrain recipes/demo.py --whole-words --output-dir out/mine_mlm \\

@@ -24,7 +24,7 @@ def add(commands):
         type=int,
         default=1,
         metavar="N",
-        help="pieces that occur less often go; default: %(default)s",
+        help="pieces that occur less often are dropped; default: %(default)s",
     )
     command.add_argument(
         "--held-out",

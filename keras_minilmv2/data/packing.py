@@ -14,6 +14,7 @@ from keras_minilmv2.tokenization.packable import (
     check_packable,
     without_special_tokens_in_text,
 )
+from keras_minilmv2.utils.datasets import without_autotune
 
 BATCH_CHARS = 65_536
 
@@ -255,7 +256,9 @@ def _token_stream(corpus, tokenizer):
         tokenize = _byte_pair_function(tokenizer)
     else:
         tokenize = _graph_function(tokenizer)
-    return pieces.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return without_autotune(
+        pieces.map(tokenize, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    )
 
 
 def _cleaning(tokenizer):

@@ -50,8 +50,8 @@ class RelationDistiller(StudentTrainer):
 
     Call arguments:
         inputs: dict of int32 `"token_ids"` and `"padding_mask"` (1 = real token), each
-            `(batch, length)`; `"segment_ids"` may be left out and is then 0. What
-            `fit` and `evaluate` read, in batches. Returns the student's output.
+            `(batch, length)`; `"segment_ids"` is optional and defaults to 0. `fit` and
+            `evaluate` read batches of these. Returns the student's output.
 
     Raises:
         TypeError: if a backbone is of no supported family.

@@ -1,4 +1,4 @@
-"""Pictures of what was distilled."""
+"""Heat maps of one relation, for several encoders beside each other."""
 
 import numpy as np
 from keras import ops
@@ -33,10 +33,10 @@ def relation_heat_maps(
         `matplotlib.figure.Figure`. Rows and columns are tokens; a row is a
         distribution over the columns.
     """
-    pieces = [int(token) for token in tokenizer(text)][: _MOST_TOKENS - 2]
-    pieces = [tokenizer.start_token_id, *pieces, tokenizer.end_token_id]
-    tokens = [tokenizer.id_to_token(piece) for piece in pieces]
-    token_ids = ops.convert_to_tensor([pieces], "int32")
+    ids = [int(token_id) for token_id in tokenizer(text)][: _MOST_TOKENS - 2]
+    ids = [tokenizer.start_token_id, *ids, tokenizer.end_token_id]
+    tokens = [tokenizer.id_to_token(token_id) for token_id in ids]
+    token_ids = ops.convert_to_tensor([ids], "int32")
     inputs = {"token_ids": token_ids, "padding_mask": ops.ones_like(token_ids)}
     relations = {}
     for title, (backbone, layer) in encoders.items():

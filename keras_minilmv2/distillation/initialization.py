@@ -114,7 +114,7 @@ class Initialization:
         return self.kind == "layers"
 
     def description(self):
-        """What a report says: `"layers 1, 3, 6"`, or the preset."""
+        """Words for a report: `"layers 1, 3, 6"`, or the preset."""
         if self.preset:
             return self.preset
         if not self.teacher_layers:

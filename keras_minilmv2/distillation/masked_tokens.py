@@ -154,8 +154,12 @@ def special_token_ids(tokenizer):
     """Ids that stand for no text: start, end, padding, mask and unknown."""
     ids = {
         getattr(tokenizer, f"{name}_token_id", None)
-        for name in ("start", "end", "pad", "mask", "unk")
+        for name in ("start", "end", "pad", "mask")
     }
+    # Of WordPiece, and of the other tokenizers.
+    unknown = getattr(tokenizer, "oov_token", "<unk>")
+    if unknown in tokenizer.get_vocabulary():
+        ids.add(tokenizer.token_to_id(unknown))
     return sorted(ids - {None})
 
 

@@ -22,8 +22,7 @@ class Objective:
         name: str. The value of a recipe's field `objective`.
         loss_name: str. What reports call the loss.
         unit: str. Of the loss.
-        title: function of `settings`, the teacher's short name and the student's shape
-            (str both) that returns the title of a run.
+        title_format: str. For `title`, a format of `settings`, `teacher`, `student`.
         facts: function of `settings` that returns rows for reports: lists of a setting
             and its value, str both.
         make_trainer: function of teacher, student, tokenizer and `settings` that
@@ -42,13 +41,25 @@ class Objective:
     name: str
     loss_name: str
     unit: str
-    title: Callable
+    title_format: str
     facts: Callable
     make_trainer: Callable
     untrained: str
     needs_teacher: bool = True
     relations: Callable | None = None
     compares_layers: bool = False
+
+    def title(self, settings, teacher, student):
+        """The title of a run.
+
+        Args:
+            settings: as above.
+            teacher: str, a short name.
+            student: str, its shape.
+        """
+        return self.title_format.format(
+            settings=settings, teacher=teacher, student=student
+        )
 
     @property
     def loss_label(self):
@@ -95,20 +106,6 @@ def _teacher_row(settings):
     return ["teacher", f"{settings.teacher}, layer {settings.teacher_layer}"]
 
 
-def _relation_title(settings, teacher, student):
-    return (
-        f"Distillation of {teacher} to {student}, "
-        f"{settings.num_relation_heads} relation heads"
-    )
-
-
-def _relation_facts(settings):
-    return [
-        _teacher_row(settings),
-        ["relation heads", f"{settings.num_relation_heads}"],
-    ]
-
-
 def _relations(settings, num_heads):
     from keras_minilmv2.distillation.losses import check_relation_weights
 
@@ -129,18 +126,6 @@ def _relation_distiller(teacher, student, tokenizer, settings):
     )
 
 
-def _attention_value_title(settings, teacher, student):
-    return f"Distillation of {teacher} to {student}, attention and value-relation loss"
-
-
-def _attention_value_facts(settings):
-    return [_teacher_row(settings), ["objective", "attention values"]]
-
-
-def _attention_value_relations(settings, num_heads):
-    return ["qk", "vv"], num_heads
-
-
 def _attention_value_distiller(teacher, student, tokenizer, settings):
     from keras_minilmv2.distillation.distiller import RelationDistiller
     from keras_minilmv2.distillation.losses import AttentionValueLoss
@@ -153,32 +138,12 @@ def _attention_value_distiller(teacher, student, tokenizer, settings):
     )
 
 
-def _hidden_state_title(settings, teacher, student):
-    return f"Distillation of {teacher} to {student}, hidden-state loss"
-
-
-def _hidden_state_facts(settings):
-    return [_teacher_row(settings), ["objective", "hidden states"]]
-
-
 def _hidden_state_distiller(teacher, student, tokenizer, settings):
     from keras_minilmv2.distillation.hidden_states import HiddenStateDistiller
 
     return HiddenStateDistiller(
         teacher, student, settings.teacher_layer, seed=settings.seed
     )
-
-
-def _masked_token_title(settings, teacher, student):
-    return f"Masked language modelling of a {student} like {teacher}"
-
-
-def _masked_token_facts(settings):
-    words = "words" if settings.whole_words else "tokens"
-    return [
-        ["tokenizer and shape of", settings.teacher],
-        ["objective", f"masked {words}"],
-    ]
 
 
 def _masked_token_trainer(teacher, student, tokenizer, settings):
@@ -194,8 +159,12 @@ _ALL = (
         name="relations",
         loss_name="relation loss",
         unit="nats",
-        title=_relation_title,
-        facts=_relation_facts,
+        title_format="Distillation of {teacher} to {student}, "
+        "{settings.num_relation_heads} relation heads",
+        facts=lambda settings: [
+            _teacher_row(settings),
+            ["relation heads", f"{settings.num_relation_heads}"],
+        ],
         make_trainer=_relation_distiller,
         untrained=_ABOVE_LAST_PROJECTIONS,
         relations=_relations,
@@ -205,18 +174,25 @@ _ALL = (
         name="attention_values",
         loss_name="attention and value-relation loss",
         unit="nats",
-        title=_attention_value_title,
-        facts=_attention_value_facts,
+        title_format="Distillation of {teacher} to {student}, "
+        "attention and value-relation loss",
+        facts=lambda settings: [
+            _teacher_row(settings),
+            ["objective", "attention values"],
+        ],
         make_trainer=_attention_value_distiller,
         untrained=_ABOVE_LAST_PROJECTIONS,
-        relations=_attention_value_relations,
+        relations=lambda settings, num_heads: (["qk", "vv"], num_heads),
     ),
     Objective(
         name="hidden_states",
         loss_name="hidden-state loss",
         unit="squared units",
-        title=_hidden_state_title,
-        facts=_hidden_state_facts,
+        title_format="Distillation of {teacher} to {student}, hidden-state loss",
+        facts=lambda settings: [
+            _teacher_row(settings),
+            ["objective", "hidden states"],
+        ],
         make_trainer=_hidden_state_distiller,
         untrained=_POOLER,
     ),
@@ -224,8 +200,11 @@ _ALL = (
         name="masked_tokens",
         loss_name="masked-token loss",
         unit="nats",
-        title=_masked_token_title,
-        facts=_masked_token_facts,
+        title_format="Masked language modelling of a {student} like {teacher}",
+        facts=lambda settings: [
+            ["tokenizer and shape of", settings.teacher],
+            ["objective", f"masked {'words' if settings.whole_words else 'tokens'}"],
+        ],
         make_trainer=_masked_token_trainer,
         untrained=_POOLER,
         needs_teacher=False,

@@ -1,4 +1,4 @@
-"""Answers cut out of contexts where a model's logits are highest."""
+"""From a model's logits to answers: the best parts of the contexts."""
 
 from typing import NamedTuple
 
@@ -41,11 +41,12 @@ def best_answers(
     max_answer_length=30,
     no_answer=False,
 ):
-    """Turns logits into answers, which are cut out of the contexts.
+    """Turns logits into answers, each a part of its context.
 
     The score of an answer is the sum of its first token's start logit and its last
-    token's end logit. It begins at one of the `n_best` tokens with the highest start
-    logit, in the window that shows most of what stands around it, and ends likewise.
+    token's end logit. Its first token is one of the `n_best` tokens of a window with
+    the highest start logits, in the window with most context around it, and its last
+    token one of those with the highest end logits.
     The score of no answer is that of the window's start token.
 
     Args:

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_minilmv2.training.supervised import NotFiniteError, compiled
+from keras_minilmv2.utils.devices import runs_on_accelerator
 
 # Logits of padding: their exponential is 0.
 MASKED = -1e9
@@ -20,6 +21,13 @@ class Features(abc.ABC):
 
     # Batches are padded to multiples of this, so that there are few shapes.
     length_step = 16
+    # Whether shapes are so few that compiling each by XLA pays on an accelerator.
+    has_few_shapes = False
+
+    @property
+    def jit_compile(self):
+        """Whether XLA compiles the model; it makes steps slower on a CPU."""
+        return self.has_few_shapes and runs_on_accelerator()
 
     def __len__(self):
         return len(self.lengths)
@@ -128,7 +136,8 @@ def predict(model, features, batch_size, *, by_token=False):
         outputs = model(inputs, training=False)
         return tf.nest.map_structure(lambda x: tf.cast(x, "float32"), outputs)
 
-    run, order = compiled(forward), np.argsort(features.padded_lengths(), kind="stable")
+    run = compiled(forward, features.jit_compile)
+    order = np.argsort(features.padded_lengths(), kind="stable")
     outputs = None
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]

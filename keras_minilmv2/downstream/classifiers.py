@@ -9,6 +9,7 @@ import keras
 import keras_hub
 
 from keras_minilmv2.backbones.families import check_tokenizer, family_of
+from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.utils.seeds import set_seed
 
 
@@ -103,7 +104,7 @@ CLASSIFIERS = {
 
 
 def text_preprocessor(backbone, tokenizer, sequence_length):
-    """What tokenizes and packs texts for a classifier.
+    """Builds the preprocessor that tokenizes and packs texts for a classifier.
 
     Args:
         backbone: a keras-nlp backbone.
@@ -140,9 +141,9 @@ def text_classifier(backbone, num_outputs, seed, dtype=None):
     """Puts a new classification head on a copy of an encoder.
 
     Args:
-        backbone: a keras-nlp backbone. It is left as it is.
+        backbone: a keras-nlp backbone. It is not changed.
         num_outputs: int. Classes, or 1 for regression.
-        seed: int. The head's weights and all dropouts depend on it alone.
+        seed: int. The head's weights and all dropout depend on it alone.
         dtype: dtype policy. Defaults to the backbone's.
 
     Returns:
@@ -151,10 +152,7 @@ def text_classifier(backbone, num_outputs, seed, dtype=None):
     """
     family = family_of(backbone)
     set_seed(seed)
-    config = {**backbone.get_config(), "trainable": True}
-    if dtype is not None:
-        config["dtype"] = dtype
-    copy = family.backbone_class.from_config(config)
+    copy = rebuild(backbone, dtype, trainable=True)
     copy.set_weights(backbone.get_weights())
     classifier_class = CLASSIFIERS[family.backbone_class]
     return classifier_class(copy, num_classes=num_outputs, preprocessor=None)

@@ -26,8 +26,8 @@ class Split:
         tfds_split: str. Its name there.
         submission: str. Name of a file of predictions for it.
         has_labels: bool. GLUE keeps the labels of its test sets.
-        by_language: bool. Whether it is in `task.languages`, which files say in a
-            column `language`, or in one language.
+        by_language: bool. Whether it is in several languages, out of `task.languages`,
+            which files name in a column `language`.
         columns: tuple of str, or None. The columns of a file without a header.
     """
 
@@ -329,7 +329,7 @@ def _find_file(part, data_dir):
 
 
 def _refused(rule, path, line, what):
-    """The error of a file: what it must be, and where it is not."""
+    """The error of a file: the rule, and the line that breaks it."""
     return ValueError(
         f"`data_dir` must have files {rule}. Received: {path}, line {line}, {what}."
     )
@@ -396,7 +396,7 @@ def _read_file(task, part, path):
 
 
 def _label(task, cell, path, number):
-    """The class or score that a cell of a file says."""
+    """The class or score in a cell of a file."""
     if task.label_names is None:
         least, greatest = task.score_range
         # Not float() alone: it takes "nan" and "1_0".

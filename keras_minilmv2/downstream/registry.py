@@ -1,11 +1,12 @@
 """All tasks by name."""
 
 from keras_minilmv2.downstream.glue import GLUE_TASKS
+from keras_minilmv2.downstream.mlqa import MLQA_TASKS
 from keras_minilmv2.downstream.squad import SQUAD_TASKS
 from keras_minilmv2.downstream.tasks import Task
 from keras_minilmv2.utils.checks import check_choice
 
-TASKS = {**GLUE_TASKS, **SQUAD_TASKS}
+TASKS = {**GLUE_TASKS, **SQUAD_TASKS, **MLQA_TASKS}
 
 
 def get_task(task):

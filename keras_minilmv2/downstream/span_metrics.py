@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-# What counts as an article, by language; SQuAD is in English.
+# Articles by language; SQuAD is in English.
 _ARTICLES = {
     "ar": "ال",  # Within words too, as MLQA's own script has it.
     "de": r"\b(?:ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
@@ -24,7 +24,7 @@ _CHINESE = re.compile("([\u4e00-\u9fa5])")
 
 
 def normalize_answer(text, language=None):
-    """Reduces an answer to what is compared.
+    """Normalizes an answer for comparison.
 
     Lower case, without punctuation and articles, single spaces between words. For
     MLQA, punctuation is that of Unicode, articles are those of the language, and in

@@ -1,4 +1,4 @@
-"""Extractive question answering: SQuAD, which is trained on, and MLQA, which is not."""
+"""SQuAD 1.1 and 2.0: questions whose answer is a part of a context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.downstream.answers import best_answers
 from keras_minilmv2.downstream.reader import load_span_examples, num_misplaced
-from keras_minilmv2.downstream.span_metrics import (
-    MLQA_LANGUAGES,
-    mlqa_metrics,
-    squad_metrics,
-    squad_v2_metrics,
-)
+from keras_minilmv2.downstream.span_metrics import squad_metrics, squad_v2_metrics
 from keras_minilmv2.downstream.span_model import SpanModel, save_span_model, span_loss
 from keras_minilmv2.downstream.tasks import Task
 from keras_minilmv2.downstream.windows import model_windows
@@ -155,10 +151,7 @@ class SpanTask(Task):
         """A `SpanModel`."""
         set_seed(seed)
         # The encoder of a preset that was saved frozen is trained, too.
-        config = {**backbone.get_config(), "trainable": True}
-        if dtype is not None:
-            config["dtype"] = dtype
-        copy = type(backbone).from_config(config)
+        copy = rebuild(backbone, dtype, trainable=True)
         copy.set_weights(backbone.get_weights())
         return SpanModel(copy)
 
@@ -240,66 +233,6 @@ class SpanTask(Task):
         save_span_model(model, tokenizer, path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MlqaTask(SpanTask):
-    """MLQA, answered with what was learned on English SQuAD.
-
-    Args:
-        languages: sequence of str, those of the contexts. None takes all that there
-            are files of.
-    """
-
-    languages: Sequence | None = None
-    splits: Sequence = ("dev", "test")
-
-    options = (*SpanTask.options, "languages")
-
-    def load(self, split, data_dir=None, tfds_data_dir=None):
-        """Reads one split in its languages.
-
-        Returns:
-            `SpanExamples`.
-        """
-        self.check_split(split)
-        for language in self.languages or ():
-            if language not in MLQA_LANGUAGES:
-                raise ValueError(
-                    f"`languages` must be out of {', '.join(MLQA_LANGUAGES)}. "
-                    f"Received: {language!r}."
-                )
-        found, missing = {}, None
-        for language in self.languages or MLQA_LANGUAGES:
-            name = f"{self.dataset}/{language}"
-            try:
-                found[language] = self._load(name, split, data_dir, tfds_data_dir)
-            except FileNotFoundError as error:
-                if self.languages:
-                    raise
-                missing = missing or error
-        if not found:
-            # That of the first one says where files were looked for.
-            raise missing
-        return SpanExamples(found)
-
-    def score(self, examples, predictions):
-        """Means over the languages, and the scores of each."""
-        by_language = {
-            language: mlqa_metrics(
-                predictions[language].texts,
-                {example.id: example.answers for example in questions},
-                language,
-            )
-            for language, questions in examples.by_language.items()
-        }
-        metrics = {
-            name: float(np.mean([values[name] for values in by_language.values()]))
-            for name in self.metrics
-        }
-        for language, values in by_language.items():
-            metrics.update({f"{name}_{language}": v for name, v in values.items()})
-        return metrics
-
-
 SQUAD_TASKS = {
     task.name: task
     for task in (
@@ -319,6 +252,5 @@ SQUAD_TASKS = {
             no_answer=True,
             metrics=("best_f1", "f1", "best_exact", "exact"),
         ),
-        MlqaTask(name="mlqa", title="MLQA", dataset="mlqa"),
     )
 }

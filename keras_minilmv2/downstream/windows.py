@@ -17,13 +17,13 @@ from keras_minilmv2.utils.datasets import without_autotune
 class SpanFeatures(Features):
     """Windows of question and context as arrays, 13 bytes a token.
 
-    The windows of an example stand together, in the order of `examples`. A window has
-    the start token, the question, one end token (two for RoBERTa and XLM-R), part of
-    the context, the end token, padding.
+    The windows of an example follow each other, in the order of `examples`. A window
+    has the start token, the question, one end token (two for RoBERTa and XLM-R), part
+    of the context, the end token, padding.
 
     Args:
         examples: list of `SpanExample`.
-        example_index: int32 `(windows,)`. Whose window it is.
+        example_index: int32 `(windows,)`. Index of the window's example.
         token_ids: int32 `(windows, sequence_length)`.
         num_tokens: int32 `(windows,)`. Tokens without padding.
         context_begin: int32 `(windows,)`. The context's first token; its last one is
@@ -33,9 +33,9 @@ class SpanFeatures(Features):
             of each of its tokens, 0 elsewhere.
         char_ends: int32 `(windows, sequence_length)`. The character after its last one.
         is_max_context: bool `(windows, sequence_length)`. For each token of the
-            context, whether no other window shows more of what stands around it.
+            context, whether no other window has more context around it.
         start_positions: int32 `(windows,)`. First token of the answer; 0, the start
-            token, where the window does not hold all of it; -1 where nobody knows.
+            token, where the window does not hold all of it; -1 if it is unknown.
         end_positions: int32 `(windows,)`. Its last token.
     """
 
@@ -52,6 +52,7 @@ class SpanFeatures(Features):
     end_positions: np.ndarray
 
     length_step = 64
+    has_few_shapes = True
 
     @property
     def lengths(self):
@@ -64,7 +65,7 @@ class SpanFeatures(Features):
         return self.token_ids.shape[1]
 
     def training_rows(self):
-        """Indices of the windows whose label is known.
+        """Indices of the windows with a known label.
 
         Raises:
             ValueError: if there is none.
@@ -296,7 +297,7 @@ def _best_windows(begins, counts, num_tokens):
 
 
 def _answer_tokens(example, context):
-    """First and last token of the answer; -1 for no answer, None for an unknown one."""
+    """First and last token of the answer; -1 for none, None for an unknown one."""
     if not example.answers:
         return -1, -1
     for text, start in zip(example.answers, example.answer_starts, strict=True):

@@ -111,7 +111,7 @@ def find_machine(device, recipe, memory_gb, share_reached):
             half_rate=float32_rate if half == "float32" else matmul_rate(half),
             float32_rate=float32_rate,
             rates_from="measured now on matrix products",
-            # TensorFlow does not say how much a GPU has.
+            # TensorFlow does not report how much a GPU has.
             memory=memory or (None if gpus else _memory_of_this_machine()),
             share_reached=share_reached or SHARE_REACHED[half],
             share_from="as asked" if share_reached else "measured on 2 CPU cores",

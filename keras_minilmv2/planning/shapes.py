@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, fields, replace
 
-from keras_minilmv2.backbones.families import FAMILIES, family_named, family_of
-from keras_minilmv2.backbones.hugging_face.weights import (
+from keras_minilmv2.backbones.configs import (
     encoder_sizes,
-    hugging_face_family,
+    family_of_config,
+    read_config,
 )
-from keras_minilmv2.backbones.preset_files import check_preset, preset_error, read_json
+from keras_minilmv2.backbones.families import family_named, family_of, vocabulary_size
+from keras_minilmv2.backbones.preset_files import check_preset
 from keras_minilmv2.utils.checks import check_int
 
 
@@ -204,32 +205,20 @@ def encoder_shape(encoder):
     if isinstance(encoder, EncoderShape):
         return encoder
     if hasattr(encoder, "get_config"):
-        return _shape_of_arguments(family_of(encoder), encoder.get_config())
+        family = family_of(encoder)
+        sizes = {
+            name: getattr(encoder, name)
+            for name in family.size_names
+            if name != "vocabulary_size"
+        }
+        sizes["vocabulary_size"] = vocabulary_size(encoder)
+        return EncoderShape(family=family.name, **sizes)
     if encoder in KNOWN_SHAPES:
         return KNOWN_SHAPES[encoder]
     preset = check_preset(encoder)
-    config = read_json(preset, "config.json")
-    if config is None:
-        raise preset_error(preset, "hold a config.json")
-    if "registered_name" in config:
-        class_name = config["registered_name"].rpartition(">")[2]
-        for family in FAMILIES:
-            if family.backbone_class.__name__ == class_name:
-                return _shape_of_arguments(family, config["config"])
-    elif "model_type" in config:
-        family = hugging_face_family(preset, config)
-        sizes = encoder_sizes(preset, config, family)
-        return EncoderShape(family=family.name, **sizes)
-    known = ", ".join(family.backbone_class.__name__ for family in FAMILIES)
-    raise preset_error(preset, f"have a backbone that is one of {known}")
-
-
-def _shape_of_arguments(family, arguments):
-    """The shape of a backbone with these arguments of its constructor."""
-    names = {spec.name for spec in fields(EncoderShape)}
-    sizes = {name: size for name, size in arguments.items() if name in names}
-    sizes["vocabulary_size"] = arguments[family.vocabulary_argument]
-    return EncoderShape(family=family.name, **sizes)
+    config = read_config(preset)
+    family = family_of_config(preset, config)
+    return EncoderShape(family=family.name, **encoder_sizes(preset, config, family))
 
 
 def student_shape(teacher, recipe):
@@ -248,7 +237,7 @@ def student_shape(teacher, recipe):
         embedding_dim = embedding_dim or (None if as_wide else teacher.embedding_dim)
     elif embedding_dim is not None:
         raise ValueError(
-            f"`student_embedding_dim` must be left out for {teacher.family}, whose "
+            f"`student_embedding_dim` must not be given for {teacher.family}, whose "
             "token embedding has the width of its layers. Received: "
             f"student_embedding_dim={embedding_dim}."
         )

@@ -167,6 +167,7 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, log=print
             student = make_student(teacher, recipe, first)
             distiller = make_distiller(teacher, student, recipe, tokenizer)
         run = dataclasses.replace(run, student=student, held_out=held_out)
+        resumed = directory.state == RESUMED
         if chief:
             directory.start()
             # `start` has moved them.
@@ -180,7 +181,7 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, log=print
         initialization = recipe.initialization.description()
         log(f"Student: {describe(student)}; initialized from {initialization}.")
         log(f"Runs on {hardware()}.")
-        if directory.state == RESUMED:
+        if resumed:
             log(f"Resumes after step {state.start_step} of {recipe.total_steps}.")
 
         def way_out():

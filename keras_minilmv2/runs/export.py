@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import keras_hub
+
 from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
+from keras_minilmv2.backbones.hugging_face.weights import refuse_head
 from keras_minilmv2.downstream.saved import load_saved
 from keras_minilmv2.serving.saved_model import export_saved_model
 from keras_minilmv2.utils.checks import check_choice
@@ -31,6 +34,8 @@ def export(model, directory, form, *, labels=None, pairs=None, facts=None, **opt
     """
     check_choice(FORMS, form=form)
     saved = load_saved(model)
+    if isinstance(saved.model, keras_hub.models.Backbone):
+        refuse_head("model", model)
     labels = saved.labels if labels is None else labels
     if form == "saved_model":
         pairs = bool(saved.pairs if pairs is None else pairs)

@@ -522,6 +522,7 @@ def _run_cell(setup, cell):
             optimizer,
             training_epochs(setup.train, setup.batch_size, cell.epochs, cell.seed),
             on_step=lambda step, loss: progress.update(step, {"loss": loss}),
+            jit_compile=setup.train.jit_compile,
         )
         model = _in_float32(task, model)
         metrics = task.evaluate(

@@ -1,12 +1,12 @@
-"""What a model is, and how the papers would distil it."""
+"""Facts about a model, and the papers' settings for distilling it."""
 
 import math
 from pathlib import Path
 
 from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.loading import load_backbone
+from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.backbones.saving import weight_bytes
 from keras_minilmv2.utils.tables import count, megabytes
 
 
@@ -18,7 +18,7 @@ def paper_settings(backbone):
 
     Returns:
         tuple of the layer (int, from 1), the number of relation heads (int), and a str
-        that says where the two come from.
+        of where the two come from.
 
     Reference:
         [Wang et al., 2021](https://arxiv.org/abs/2012.15828), section 4.1.
@@ -70,6 +70,6 @@ def model_facts(preset):
         ("teacher_layer", f"{layer} ({source})"),
         ("num_relation_heads", f"{heads} ({source})"),
     ]
-    if hasattr(backbone, "embedding_dim"):
+    if family_of(backbone).has_embedding_dim:
         facts.insert(3, ("embedding_dim", f"{backbone.embedding_dim}"))
     return facts

@@ -1,4 +1,4 @@
-"""A model with the vocabulary of a corpus: loaded, made smaller, saved."""
+"""Loads a model, keeps the vocabulary that a corpus uses, and saves it."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def shrink(
         model: str or path. As for `load_backbone`.
         corpus: a `Corpus`, or its sources.
         output_dir: str or path of a directory: a keras-nlp preset, with its tokenizer.
-        min_count: int. Pieces that occur less often in the corpus go.
+        min_count: int. Pieces that occur less often in the corpus are dropped.
         all_characters: bool. Whether every single character stays, or only those of
             the corpus, and ASCII.
         held_out: sequence of sources of a `Corpus`. Of each, tokens and unknown

@@ -1,4 +1,4 @@
-"""What stands beside the versions: a README and examples of a server's settings."""
+"""The files beside the versions: a README and examples of a server's settings."""
 
 import json
 import shlex
@@ -56,7 +56,7 @@ tensorflow_model_server --port=8500 --rest_api_port=8501 \\
 
 {ops}
 
-## Ask it
+## Send requests
 
 ```sh
 curl {url}
@@ -68,9 +68,9 @@ curl {url}/metadata
 ## What is here
 
 `{manifest}` in a version's directory lists inputs and outputs with their shapes, and
-checksums. A directory whose name begins with `.export-` is what an interrupted export
-left and may be removed. To compare the latest version with what Keras answered when it
-was exported:
+checksums. A directory whose name starts with `.export-` is what an interrupted export
+left; the next one removes it. To compare the latest version with Keras' answers at its
+export:
 
 ```sh
 keras-minilmv2 serve-check {path}
@@ -78,10 +78,15 @@ keras-minilmv2 serve-check {path}
 """
 
 
+# In every README of an export.
+_MARK = "keras-minilmv2 serve-check "
+
+
 def write_beside(directory, manifest, samples):
     """Writes `README.md`, and settings where there are none.
 
-    TensorFlow Serving reads only directories whose name is a number.
+    A `README.md` that no export wrote is not replaced. TensorFlow Serving reads only
+    directories whose name is a number.
 
     Args:
         directory: path of the directory of the versions.
@@ -105,7 +110,10 @@ def write_beside(directory, manifest, samples):
         requests="\n\n".join(_requests(path.name, manifest, samples)),
         manifest=MANIFEST,
     )
-    _write(path / "README.md", readme)
+    # Only one that an export wrote is replaced.
+    existing = path / "README.md"
+    if not existing.exists() or _MARK in existing.read_text(errors="replace"):
+        _write(existing, readme)
     quoted = {"name": json.dumps(path.name), "path": json.dumps(str(path))}
     for file, text in (
         ("models.config", _MODELS_CONFIG.format(**quoted)),

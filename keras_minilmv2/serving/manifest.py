@@ -1,4 +1,4 @@
-"""`manifest.json`: what an export is, what it takes and gives, what it needs."""
+"""`manifest.json`: the inputs, outputs and needs of an export, and its checksums."""
 
 import datetime
 import hashlib
@@ -75,13 +75,16 @@ def read_manifest(path):
     try:
         text = (Path(path) / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
-    except (OSError, ValueError) as error:
+        files = dict(manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`directory` must hold a readable {MANIFEST}. Received: directory={path}."
         ) from error
-    for name, checksum in manifest["files"].items():
+    for name, checksum in files.items():
         file = Path(path) / name
-        if not file.is_file() or _sha256(file) != checksum:
+        # A name that leads out of the export is no file of it.
+        inside = file.resolve().is_relative_to(Path(path).resolve())
+        if not inside or not file.is_file() or _sha256(file) != checksum:
             raise ValueError(
                 "`directory` must hold the files of its export as they were written. "
                 f"Received: directory={path} with another or no {name}."

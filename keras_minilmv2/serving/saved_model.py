@@ -204,7 +204,7 @@ def _checked_labels(labels, kind, model):
     if kind != CLASSIFIER:
         if labels is not None:
             raise ValueError(
-                "`labels` must be left out for a model that is no classifier. "
+                "`labels` must not be given for a model that is no classifier. "
                 f"Received: labels={labels}, model of kind {kind}."
             )
         return None

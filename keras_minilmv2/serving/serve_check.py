@@ -1,4 +1,4 @@
-"""Asks an export, in a process of its own, what Keras was asked."""
+"""Replays sample requests in a fresh process and compares the answers with Keras."""
 
 import json
 import statistics
@@ -31,15 +31,15 @@ class ServeCheck(NamedTuple):
     tolerance: float
 
 
-def serve_check(directory, say=print):
-    """Loads an export in a fresh process and sends it its sample requests.
+def serve_check(directory, log=print):
+    """Loads an export in a fresh process and replays its sample requests.
 
     The process has TensorFlow and TF Text, but no Keras model.
 
     Args:
         directory: str or path. An export, or the directory of its versions, of which
             the latest is taken.
-        say: function that is called with each line of output.
+        log: function of a line of output.
 
     Returns:
         `ServeCheck`.
@@ -67,16 +67,16 @@ def serve_check(directory, say=print):
     found = json.loads(process.stdout.splitlines()[-1])
     check = ServeCheck(version, found["differences"], found["latencies"], tolerance)
     rows = [[name, f"{value:.1e}"] for name, value in check.differences.items()]
-    say(markdown_table(["output", "largest difference"], rows))
+    log(markdown_table(["output", "largest difference"], rows))
     for batch_size, milliseconds in check.latencies.items():
-        say(f"{batch_size} rows a request: {milliseconds:.1f} ms (median)")
+        log(f"{batch_size} rows a request: {milliseconds:.1f} ms (median)")
     worst = max(check.differences, key=check.differences.get)
     if not check.differences[worst] <= tolerance:
         raise RuntimeError(
             f"`directory` must answer as Keras did, within {tolerance:.1e}. Received: "
             f"directory={version}, {worst} differs by {check.differences[worst]:.1e}."
         )
-    say(f"All answers are Keras', within {tolerance:.1e}: {version}")
+    log(f"All answers are Keras', within {tolerance:.1e}: {version}")
     return check
 
 
@@ -95,7 +95,7 @@ def _check(version):
     samples = read_samples(version)
     differences = {}
 
-    def ask(signature, inputs):
+    def request(signature, inputs):
         function = loaded.signatures[signature]
         _, specs = function.structured_input_signature
         return function(
@@ -106,7 +106,7 @@ def _check(version):
         )
 
     for sample in samples:
-        outputs = ask(sample.signature, sample.inputs)
+        outputs = request(sample.signature, sample.inputs)
         for name, expected in sample.outputs.items():
             key = f"{sample.signature}/{name}"
             difference = largest_difference(expected, as_array(outputs[name]))
@@ -120,7 +120,7 @@ def _check(version):
         milliseconds = []
         for _ in range(_REPEATS + 1):
             started = time.perf_counter()
-            for output in ask("serving_default", inputs).values():
+            for output in request("serving_default", inputs).values():
                 output.numpy()
             milliseconds.append(1e3 * (time.perf_counter() - started))
         latencies[batch_size] = statistics.median(milliseconds[1:])

@@ -3,9 +3,9 @@
 import contextlib
 import errno
 import os
-import shutil
-import uuid
 from pathlib import Path
+
+from keras_minilmv2.utils.files import sync_directory, temporary_directory
 
 
 @contextlib.contextmanager
@@ -13,15 +13,10 @@ def unpublished(directory):
     """Yields an empty directory in `directory` that a server ignores.
 
     It is removed at the end, unless it was published. A process that is killed leaves
-    it; its name begins with `.export-`.
+    it, for the next export to remove; its name starts with `.export-`.
     """
-    # Not tempfile.mkdtemp: a server that runs as another user could not read it.
-    fresh = Path(directory) / f".export-{uuid.uuid4().hex}"
-    fresh.mkdir(parents=True)
-    try:
+    with temporary_directory(Path(directory) / "export") as fresh:
         yield fresh
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def publish(fresh, directory):
@@ -34,6 +29,7 @@ def publish(fresh, directory):
     Returns:
         Path of the version. Its number is above all others, 1 for the first.
     """
+    sync_directory(fresh)
     while True:
         target = Path(directory) / str(max(versions(directory), default=0) + 1)
         try:

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_minilmv2.training.progress import ProgressLine  # noqa: F401
 from keras_minilmv2.training.schedule import last_learning_rate
 
 # A loss scale of 2**15 is down to 1e-4 after 28 halvings.
@@ -65,14 +64,14 @@ class _RunCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Prepares for the first step."""
         # Not in on_train_begin: fit resets the metrics after that.
-        self.begin()
+        self.start()
 
     def on_train_batch_end(self, batch, logs=None):
         """Acts after a step."""
         if self.state.diverged_step is None:
             self.after_step(self.state.start_step + batch + 1, logs)
 
-    def begin(self):
+    def start(self):
         """Called before the first step."""
 
     def after_step(self, step, logs):
@@ -99,7 +98,7 @@ class Resume(_RunCallback):
         self.checkpoints = checkpoints
         self.arrays = arrays
 
-    def begin(self):
+    def start(self):
         """Restores the model, its optimizer and its metrics."""
         self.checkpoints.restore(self.arrays, self.model)
         self.arrays = None
@@ -125,7 +124,7 @@ class NanGuard(_RunCallback):
         super().__init__(state)
         self.intervals = intervals
 
-    def begin(self):
+    def start(self):
         """Remembers the weights that the run starts with."""
         self._good = self._candidate = None
         self._remember(self.state.start_step)
@@ -196,7 +195,7 @@ class Progress(_RunCallback):
         super().__init__(state)
         self.line = line
 
-    def begin(self):
+    def start(self):
         """Starts the clock of the line."""
         self.line.start()
 
@@ -231,7 +230,7 @@ class HistoryLog(_RunCallback):
         self.log = log
         self._warned = False
 
-    def begin(self):
+    def start(self):
         """Starts the clock."""
         self._started = time.perf_counter()
         self._logged_step = self.state.start_step
@@ -294,7 +293,7 @@ class HeldOutEvaluation(_RunCallback):
         self.every = every
         self.save = save
 
-    def begin(self):
+    def start(self):
         """Evaluates the student as it is before training."""
         if self.state.start_step == 0:
             self._evaluate(0)
@@ -409,5 +408,6 @@ def fit_remaining(model, dataset, state, callbacks):
         return
     # Keras reads 0 steps as no limit. Only the checkpoint is put back.
     callbacks = keras.callbacks.CallbackList(callbacks, model=model)
+    callbacks.on_train_begin()
     callbacks.on_epoch_begin(0)
     callbacks.on_train_end()

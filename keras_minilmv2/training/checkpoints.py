@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from keras import ops
 
-from keras_minilmv2.training.strategy import from_chief, is_chief, num_workers
+from keras_minilmv2.training.strategy import from_chief, has_workers, is_chief
 from keras_minilmv2.utils.files import replacing_file
 
 _NAME = re.compile(r"step-(\d{8,})\.npz")
@@ -79,7 +79,8 @@ class Checkpoints:
         """
         path = self.path(step)
         try:
-            with np.load(path) as archive:
+            # NumPy leaves the file of a damaged archive open.
+            with path.open("rb") as file, np.load(file) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             self.notes(arrays)
         except Exception as error:
@@ -125,12 +126,12 @@ class Checkpoints:
             strategy: `tf.distribute.Strategy`.
             distiller: as for `read`.
         """
+        if not has_workers(strategy):
+            return self.latest(distiller)
         arrays, unusable = None, []
         chief = is_chief(strategy)
         if chief:
             arrays, unusable = self.latest(distiller)
-        if num_workers() == 1:
-            return arrays, unusable
         content = b""
         if arrays is not None:
             content = self.path(self.notes(arrays)[0]).read_bytes()

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_minilmv2.utils.checks import check_number
+
 # `bias`, and `output_bias` of a head over the vocabulary.
 _NOT_DECAYED = r"(^|[/_])(bias|gamma|beta)(/replica_\d+)?(:\d+)?$"
 
@@ -26,11 +28,7 @@ class WarmupLinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, peak_learning_rate, warmup_steps, total_steps):
-        if not peak_learning_rate > 0:
-            raise ValueError(
-                "`peak_learning_rate` must be above 0. "
-                f"Received: peak_learning_rate={peak_learning_rate}."
-            )
+        check_number(above=0, peak_learning_rate=peak_learning_rate)
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(
                 "`warmup_steps` must be at least 0 and below `total_steps`. Received: "

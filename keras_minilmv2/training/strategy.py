@@ -86,6 +86,12 @@ def is_chief(strategy):
     return resolver is None or not resolver.task_type or resolver.task_id == 0
 
 
+def has_workers(strategy):
+    """Whether several processes train together."""
+    # TF_CONFIG alone does not tell: a run on one device does not read it.
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
 def on_any_worker(strategy):
     """A function that tells whether something is true on any worker.
 
@@ -97,7 +103,7 @@ def on_any_worker(strategy):
     Returns:
         function of a bool that returns a bool, or None with a single worker.
     """
-    if num_workers() == 1:
+    if not has_workers(strategy):
         return None
     total = _summed(strategy)
     return lambda value: bool(total(np.float32([value]))[0])
@@ -107,12 +113,14 @@ def from_chief(strategy, content):
     """Bytes of the chief, on every worker.
 
     Args:
-        strategy: `tf.distribute.Strategy` of several workers.
+        strategy: `tf.distribute.Strategy`.
         content: bytes. Only the chief's count.
 
     Returns:
         bytes.
     """
+    if not has_workers(strategy):
+        return content
     total = _summed(strategy)
     content = content if is_chief(strategy) else b""
     # 24 bits of the length at a time: float32 holds them exactly.
@@ -120,10 +128,10 @@ def from_chief(strategy, content):
     high, low = total(np.float32([high, low]))
     num_bytes = int(high) * 2**24 + int(low)
     parts = []
-    for begin in range(0, num_bytes, _CHUNK_BYTES):
-        chunk = np.zeros(min(_CHUNK_BYTES, num_bytes - begin), "float32")
+    for start in range(0, num_bytes, _CHUNK_BYTES):
+        chunk = np.zeros(min(_CHUNK_BYTES, num_bytes - start), "float32")
         if content:
-            chunk[:] = np.frombuffer(content[begin : begin + len(chunk)], "uint8")
+            chunk[:] = np.frombuffer(content[start : start + len(chunk)], "uint8")
         parts.append(total(chunk).astype("uint8").tobytes())
     return b"".join(parts)
 

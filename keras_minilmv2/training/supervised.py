@@ -38,13 +38,15 @@ def loss_and_gradients(loss, variables, optimizer):
     return value, *map(list, zip(*reached, strict=True))
 
 
-def training_step(model, loss, optimizer):
+def training_step(model, loss, optimizer, jit_compile=False):
     """One update of a model, as a compiled function.
 
     Args:
         model: Keras model.
         loss: function of targets and outputs, a scalar.
         optimizer: Keras optimizer.
+        jit_compile: bool. Whether XLA compiles gradients too, once for each shape. The
+            update is always compiled.
 
     Returns:
         Function of inputs and targets that updates the model and returns the loss. It
@@ -65,10 +67,10 @@ def training_step(model, loss, optimizer):
         update(gradients)
         return value
 
-    return compiled(step)
+    return compiled(step, jit_compile)
 
 
-def train(model, loss, optimizer, epochs, on_step=None):
+def train(model, loss, optimizer, epochs, on_step=None, jit_compile=False):
     """Trains a model.
 
     Args:
@@ -78,6 +80,7 @@ def train(model, loss, optimizer, epochs, on_step=None):
         epochs: iterable of iterables of pairs, inputs and targets, of any one
             structure. The first axis is the batch.
         on_step: function of the step, counted from 1, and its loss.
+        jit_compile: bool, as for `training_step`.
 
     Returns:
         list of float, the mean loss of each epoch.
@@ -85,7 +88,8 @@ def train(model, loss, optimizer, epochs, on_step=None):
     Raises:
         NotFiniteError: if a loss is not finite.
     """
-    step, number, means = training_step(model, loss, optimizer), 0, []
+    step = training_step(model, loss, optimizer, jit_compile)
+    number, means = 0, []
     for epoch in epochs:
         total, count = 0.0, 0
         for batch in epoch:
@@ -101,11 +105,12 @@ def train(model, loss, optimizer, epochs, on_step=None):
     return means
 
 
-def compiled(function):
+def compiled(function, jit_compile=False):
     """A function compiled at its first call, for arguments of that kind and any size.
 
     Args:
         function: function of structures of tensors.
+        jit_compile: bool. Whether XLA compiles it, once for each shape.
 
     Returns:
         Function of the same arguments.
@@ -119,7 +124,8 @@ def compiled(function):
                 lambda value: tf.TensorSpec([None] * value.ndim, value.dtype), arguments
             )
             # Not the tf.function itself: it warns where a grid makes many of them.
-            concrete = tf.function(function).get_concrete_function(*specs)
+            graph = tf.function(function, jit_compile=jit_compile or None)
+            concrete = graph.get_concrete_function(*specs)
         return concrete(*arguments)
 
     return call

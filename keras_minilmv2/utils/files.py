@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 try:
@@ -50,26 +51,46 @@ def replacing_directory(path):
     directory that it points to is replaced.
     """
     path = _target(path)
+    with temporary_directory(path) as fresh:
+        yield fresh
+        sync_directory(fresh)
+        if not path.exists():
+            os.replace(fresh, path)
+        elif not _exchange(fresh, path):
+            # For a moment there is no directory at `path`.
+            old = _temporary_name(path)
+            os.replace(path, old)
+            os.replace(fresh, path)
+            shutil.rmtree(old)
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_directory(path):
+    """Yields an empty directory beside `path`, which is removed at the end.
+
+    Those that killed processes left are removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial(path)
-    fresh = _temporary_directory(path)
-    with _held(os.open(fresh, os.O_RDONLY)) if fcntl else contextlib.nullcontext():
+    # Not tempfile.mkdtemp: a server that runs as another user could not read it.
+    fresh = _temporary_name(path)
+    # Held before it has the name by which others would remove it.
+    unnamed = fresh.with_suffix(".new")
+    unnamed.mkdir()
+    with _held(os.open(unnamed, os.O_RDONLY)) if fcntl else contextlib.nullcontext():
+        os.rename(unnamed, fresh)
         try:
             yield fresh
-            fresh.chmod(0o777 & ~_umask())
-            for entry in fresh.rglob("*"):
-                _sync(entry)
-            _sync(fresh)
-            if not path.exists():
-                os.replace(fresh, path)
-            elif not _exchange(fresh, path):
-                # For a moment there is no directory at `path`.
-                old = _temporary_directory(path)
-                os.replace(path, old)
-                os.replace(fresh, path)
-                shutil.rmtree(old)
-            _sync(path.parent)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def sync_directory(path):
+    """Waits until all files of a directory are on the disk."""
+    for entry in path.rglob("*"):
+        _sync(entry)
+    _sync(path)
 
 
 def remove_partial(path):
@@ -141,11 +162,9 @@ def _target(path):
     return path
 
 
-def _temporary_directory(path):
-    name = tempfile.mkdtemp(
-        dir=path.parent, prefix=f".{path.stem}-", suffix=_PARTIAL + path.suffix
-    )
-    return Path(name)
+def _temporary_name(path):
+    """A path beside another one, under a name that `remove_partial` knows."""
+    return path.with_name(f".{path.stem}-{uuid.uuid4().hex}{_PARTIAL}{path.suffix}")
 
 
 @contextlib.contextmanager

@@ -222,17 +222,34 @@ def test_number_of_segments_and_dropout_are_those_of_the_config(tmp_path):
     check_hidden_states(backbone, "bert_teacher")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
-def test_dtype_is_passed_on_and_the_global_policy_left_alone(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "atol"),
+    # States of up to 4.2, on which bfloat16 was measured 0.060 and 0.046 off.
+    [("float32", 1e-5), ("bfloat16", 0.08), ("mixed_bfloat16", 0.06)],
+)
+def test_dtype_is_passed_on_and_the_global_policy_left_alone(dtype, atol, tmp_path):
     before = keras.config.dtype_policy().name
     backbone = load_backbone(REFERENCE / "roberta_teacher", dtype=dtype)
     assert backbone.dtype_policy.name == dtype
-    atol = 1e-5 if dtype == "float32" else 0.5
     check_hidden_states(backbone, "roberta_teacher", atol=atol)
     backbone.save_to_preset(tmp_path)
     assert load_backbone(tmp_path, dtype=dtype).dtype_policy.name == dtype
     assert load_backbone(tmp_path).dtype_policy.name == before
     assert keras.config.dtype_policy().name == before
+
+
+@no_pooler
+@pytest.mark.parametrize("name", SCOPES)
+def test_weights_of_bfloat16_are_the_rounded_ones(name):
+    exact = load_backbone(REFERENCE / name)
+    rounded = load_backbone(REFERENCE / name, dtype="bfloat16")
+    for theirs, ours in zip(exact.weights, rounded.weights, strict=True):
+        assert ours.dtype == "bfloat16"
+        expected = keras.ops.cast(theirs.value, "bfloat16")
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(ours.value).astype("float32"),
+            keras.ops.convert_to_numpy(expected).astype("float32"),
+        )
 
 
 @pytest.mark.parametrize("dtype", ["floaty", 16])
@@ -612,12 +629,17 @@ def test_config_that_keras_nlp_cannot_follow_raises(name, config, message, tmp_p
     assert one_sentence(error)
 
 
-def test_another_layer_norm_epsilon_warns(tmp_path):
-    config = {"layer_norm_eps": 1e-5}
-    directory = copy_of("bert_teacher", tmp_path, config=config)
-    with pytest.warns(UserWarning, match="layer_norm_eps=1e-05; the") as caught:
-        load_backbone(directory)
-    assert caught[0].filename == __file__
+@pytest.mark.filterwarnings("error")
+def test_another_layer_norm_epsilon_is_computed(tmp_path):
+    directory = copy_of("bert_teacher", tmp_path, config={"layer_norm_eps": 1e-3})
+    backbone = load_backbone(directory)
+    norms = [
+        layer
+        for layer in backbone._flatten_layers()
+        if isinstance(layer, keras.layers.LayerNormalization)
+    ]
+    assert len(norms) == 1 + 2 * backbone.num_layers
+    assert {norm.epsilon for norm in norms} == {1e-3}
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tf_model.h5"])

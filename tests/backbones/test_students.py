@@ -153,14 +153,13 @@ def test_embedding_dim_defaults_to_the_teachers_or_to_the_width():
     [
         (
             {"num_layers": 0},
-            "`num_layers` must be a positive int. Received: num_layers=0",
+            "`num_layers` must be an int of at least 1. Received: num_layers=0",
         ),
-        ({"hidden_dim": 12.0}, "`hidden_dim` must be a positive int"),
         ({"num_heads": 5}, "`num_heads` must divide `hidden_dim`. .* hidden_dim=12"),
         ({"initialization": "copy"}, "must be one of random, layers, projection"),
-        ({"teacher_layers": [1, 2]}, "`teacher_layers` must be left out"),
-        ({"embedding_dim": 4}, "`embedding_dim` must be left out for BERT"),
-        ({"examples": {}}, "`examples` must be left out"),
+        ({"teacher_layers": [1, 2]}, "`teacher_layers` must not be given"),
+        ({"embedding_dim": 4}, "`embedding_dim` must not be given for BERT"),
+        ({"examples": {}}, "`examples` must not be given"),
         (
             {"initialization": "layers"},
             "needs a student as wide as its teacher; .* hidden_dim=12 against the "
@@ -192,6 +191,11 @@ def test_embedding_dim_defaults_to_the_teachers_or_to_the_width():
 def test_wrong_arguments_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         student_backbone(make_backbone("bert"), **{**SMALL, **changes})
+
+
+def test_sizes_of_another_type_are_refused():
+    with pytest.raises(TypeError, match="`hidden_dim` must be an int of at least 1"):
+        student_backbone(make_backbone("bert"), **{**SMALL, "hidden_dim": 12.0})
 
 
 @pytest.mark.parametrize(

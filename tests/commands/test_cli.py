@@ -15,7 +15,7 @@ from small_runs import assert_same_run, make_recipe, make_teacher, write_text
 from keras_minilmv2 import cli
 from keras_minilmv2.runs import distill as runs
 from keras_minilmv2.runs.recipes import load_recipe
-from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.training.progress import ProgressLine
 
 
 @pytest.fixture(scope="module")

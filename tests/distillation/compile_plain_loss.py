@@ -27,7 +27,9 @@ def make_model():
     }
     model = keras.Model([states, mask], {**projections, "padding_mask": mask})
     model.compile(
-        keras.optimizers.SGD(0.5), loss=[km.RelationLoss(4, {"qk": 1.0, "vv": 2.0})]
+        keras.optimizers.SGD(0.5),
+        loss=[km.RelationLoss(4, {"qk": 1.0, "vv": 2.0})],
+        jit_compile=False,
     )
     model.optimizer.build(model.trainable_variables)
     return model
@@ -50,9 +52,11 @@ def make_dataset():
 
 def trained(num_devices):
     scope = contextlib.nullcontext()
-    if num_devices:
+    if num_devices > 1:
         devices = [f"CPU:{i}" for i in range(num_devices)]
-        scope = tf.distribute.MirroredStrategy(devices).scope()
+        # Collectives know one number of devices in a process.
+        reduction = tf.distribute.ReductionToOneDevice()
+        scope = tf.distribute.MirroredStrategy(devices, reduction).scope()
     with scope:
         model = make_model()
     start = [np.asarray(v) for v in model.trainable_variables]
@@ -65,11 +69,11 @@ def main():
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 4
     )
-    start, expected = trained(0)
+    start, expected = trained(1)
     moved = max(np.abs(a - b).max() for a, b in zip(start, expected, strict=True))
     differences = [
         max(np.abs(a - b).max() for a, b in zip(expected, weights, strict=True))
-        for weights in (trained(number)[1] for number in (1, 2, 4))
+        for weights in (trained(number)[1] for number in (2, 4))
     ]
     print(f"moved {moved}, different {max(differences)}")
 

@@ -98,7 +98,7 @@ def test_tensorflow_is_not_there():
     assert not {"tensorflow", "tensorflow_text"} & set(sys.modules)
 
 
-def test_what_needs_tensorflow_says_so_in_one_sentence():
+def test_what_needs_tensorflow_is_refused_in_one_sentence():
     for name in ("packed_examples", "batches"):
         with pytest.raises(ImportError) as error:
             getattr(km, name)
@@ -162,7 +162,7 @@ def test_a_loss_scale_changes_nothing(weights):
     assert_close(weights, trained(BATCHES, optimizer), atol=1e-5)
 
 
-def test_what_the_loss_does_not_reach_stays_as_initialised():
+def test_what_the_loss_does_not_reach_stays_as_initialized():
     teacher, distiller = make_distiller(km.adamw(0.1, 0, 10, weight_decay=0.5))
     student = distiller.student
     reached = {id(variable) for variable in distiller.distilled_variables}
@@ -331,7 +331,7 @@ def test_a_preset_with_its_tokenizer_is_written_and_read(tmp_path):
         ({"initialization": "projection", "examples": make_batch(size=8)}, 1e-2),
     ],
 )
-def test_a_student_as_large_as_its_teacher_begins_as_its_copy(how, largest):
+def test_a_student_as_large_as_its_teacher_starts_as_its_copy(how, largest):
     teacher = spread(keras_hub.models.RobertaBackbone(**SIZES), 0)
     names = ("num_layers", "num_heads", "hidden_dim", "intermediate_dim")
     sizes = {name: SIZES[name] for name in names}

@@ -164,7 +164,7 @@ def test_teacher_is_not_trained_and_not_held(teacher):
     assert {id(w) for w in distiller.trainable_weights} <= ours
 
 
-def test_what_the_loss_does_not_reach_stays_as_initialised(teacher):
+def test_what_the_loss_does_not_reach_stays_as_initialized(teacher):
     student = make_student(teacher)
     distiller = make_distiller(teacher, student)
     reached = {id(variable) for variable in distiller.distilled_variables}
@@ -273,7 +273,7 @@ def test_gradient_norm_is_that_of_the_gradients_before_clipping(teacher):
     assert clipped_step == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_float16_updates_that_overflow_are_left_out_and_counted(teacher):
+def test_float16_updates_that_overflow_are_skipped_and_counted(teacher):
     student = make_student(teacher)
     distiller = make_distiller(teacher, student, relation_weights={"qq": 1_000.0})
     sgd = keras.optimizers.SGD(1e-4)

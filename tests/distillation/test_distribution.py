@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,25 +54,71 @@ def free_ports(count):
     return ports
 
 
-def test_two_workers_train_the_weights_of_one_device(one_device, tmp_path):
+def start_workers(*arguments, script=None):
+    """Starts two workers, whose first argument differs."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
-    for index in range(2):
+    for index, worker_arguments in enumerate(arguments):
         cluster = {"cluster": {"worker": workers}, "task": {"type": "worker"}}
         cluster["task"]["index"] = index
+        environment = {"TF_CONFIG": json.dumps(cluster)}
         processes.append(
-            start(
-                tmp_path / f"worker{index}.npz",
-                "--strategy",
-                "workers",
-                environment={"TF_CONFIG": json.dumps(cluster)},
-            )
+            start(*worker_arguments, environment=environment, script=script)
         )
-    for process in processes:
+    return processes
+
+
+def test_two_workers_train_the_weights_of_one_device(one_device, tmp_path):
+    paths = [tmp_path / f"worker{index}.npz" for index in range(2)]
+    for process in start_workers(*((path, "--strategy", "workers") for path in paths)):
         finish(process)
-    for index in range(2):
-        path = tmp_path / f"worker{index}.npz"
+    for path in paths:
         assert largest_difference(one_device, path) < 1e-5
+
+
+@pytest.mark.slow
+def test_workers_stop_and_resume_together_without_a_shared_file_system(tmp_path):
+    """A signal reaches one of them, and the other one has no checkpoint."""
+    script = Path(__file__).with_name("train_workers.py")
+
+    def run(name, stop_step=0):
+        directories = [tmp_path / f"{name}{index}" for index in range(2)]
+        for process in start_workers(
+            (directories[0], 0), (directories[1], stop_step), script=script
+        ):
+            finish(process, timeout=120)
+        return [np.load(directory / "end.npz") for directory in directories]
+
+    whole = run("whole")
+    for end in run("parts", stop_step=7):
+        assert (int(end["start"]), int(end["last"])) == (0, 7)
+    for expected, end in zip(whole, run("parts"), strict=True):
+        assert (int(end["start"]), int(end["last"])) == (7, 20)
+        for name in (name for name in end.files if name.startswith("arr_")):
+            np.testing.assert_array_equal(end[name], expected[name])
+
+
+def facts_of_replicas(about):
+    script = Path(__file__).with_name("train_replicas.py")
+    process = start(about, script=script)
+    lines = finish(process).splitlines()
+    return json.loads(next(line for line in lines if line.startswith("{")))
+
+
+def test_replicas_drop_other_units_and_reproduce_them():
+    facts = facts_of_replicas("dropout")
+    assert len(facts["seeds"]) > 3
+    for (first, count), (second, other_count) in facts["seeds"]:
+        assert first != second
+        assert count == other_count == 4
+    assert facts["again"] == facts["parts"] == facts["resumed"] == 0.0
+
+
+@pytest.mark.slow
+def test_two_replicas_clip_as_one_device_does():
+    facts = facts_of_replicas("clipping")
+    assert set(facts) == {"clipnorm", "clipvalue"}
+    assert max(facts.values()) < 1e-3
 
 
 @pytest.mark.slow

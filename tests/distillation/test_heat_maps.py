@@ -1,4 +1,4 @@
-"""Pictures show what they say."""
+"""Heat maps show the relations of the encoders that they are given."""
 
 import numpy as np
 import pytest

@@ -4,6 +4,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+import small_tokenizers
 import tensorflow as tf
 from small_trainers import (
     NUM_SPECIAL,
@@ -78,7 +79,7 @@ def test_chosen_tokens_become_the_mask_any_token_or_stay():
 def test_all_tokens_of_a_word_are_chosen_together():
     trainer = make_trainer(whole_words=True)
     ids = np.full((64, 20), VOCABULARY.index("##p0"))
-    # Words of three pieces.
+    # Words of three word pieces.
     ids[:, 1::3] = VOCABULARY.index("w1")
     ids[:, 0], ids[:, 19] = 2, 3
     inputs = {"token_ids": tf.constant(ids, "int32")}
@@ -159,11 +160,28 @@ def test_a_variable_that_head_and_student_share_is_trained_once():
     assert id(trainer.student.token_embedding.embeddings) in ids
 
 
-def test_words_begin_where_the_tokenizer_says():
+def test_words_begin_where_the_tokenizer_marks_them():
     begins = begins_word(make_tokenizer())
     assert begins[VOCABULARY.index("w3")]
     assert not begins[VOCABULARY.index("##p3")]
-    assert special_token_ids(make_tokenizer()) == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "special"),
+    [
+        ("Bert", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]),
+        ("Roberta", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+        ("XLMRoberta", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]),
+        ("Albert", ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]),
+    ],
+)
+def test_special_tokens_are_never_masked(name, special):
+    tokenizer = small_tokenizers.make_tokenizer(name)
+    ids = special_token_ids(tokenizer)
+    vocabulary = tokenizer.get_vocabulary()
+    special = [piece for piece in special if piece in vocabulary]
+    assert sorted(map(tokenizer.id_to_token, ids)) == sorted(special)
+    assert len(ids) >= 4
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused():

@@ -72,6 +72,46 @@ def make_dataset():
     return dataset.batch(BATCH, drop_remainder=True)
 
 
+def make_distiller(dtype="float32", dropout=0.0, optimizer=None, **options):
+    """A compiled distiller of a small BERT, with large weights."""
+    import keras_hub
+
+    sizes = {"num_heads": 4, "hidden_dim": 16, "intermediate_dim": 24}
+    teacher = spread(
+        keras_hub.models.BertBackbone(
+            vocabulary_size=VOCABULARY,
+            num_layers=3,
+            max_sequence_length=16,
+            dtype=dtype,
+            **sizes,
+        ),
+        seed=1,
+    )
+    student = spread(
+        km.student_backbone(
+            teacher,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=8,
+            intermediate_dim=16,
+            dropout=dropout,
+            seed=2,
+            dtype=dtype,
+        ),
+        seed=2,
+    )
+    distiller = km.RelationDistiller(
+        teacher, student, teacher_layer=3, num_relation_heads=4
+    )
+    # A large epsilon: Adam makes a step of rounding where a gradient is 0. The
+    # clipping acts in every step.
+    adamw = km.adamw(
+        0.01, 5, STEPS, epsilon=1e-3, gradient_clip_norm=0.5, weight_decay=0.1
+    )
+    distiller.compile(optimizer=optimizer or adamw, **options)
+    return distiller
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("output")
@@ -88,41 +128,9 @@ def main():
         import tensorflow_hidden  # noqa: F401
 
     with make_scope(options.strategy, options.devices):
-        import keras_hub
-
-        sizes = {"num_heads": 4, "hidden_dim": 16, "intermediate_dim": 24}
-        teacher = spread(
-            keras_hub.models.BertBackbone(
-                vocabulary_size=VOCABULARY,
-                num_layers=3,
-                max_sequence_length=16,
-                dtype=options.dtype,
-                **sizes,
-            ),
-            seed=1,
-        )
-        student = spread(
-            km.student_backbone(
-                teacher,
-                num_layers=2,
-                num_heads=2,
-                hidden_dim=8,
-                intermediate_dim=16,
-                dropout=options.dropout,
-                seed=2,
-                dtype=options.dtype,
-            ),
-            seed=2,
-        )
-        distiller = km.RelationDistiller(
-            teacher, student, teacher_layer=3, num_relation_heads=4
-        )
-        # A large epsilon: Adam makes a step of rounding where a gradient is 0. The
-        # clipping acts in every step.
-        distiller.compile(
-            optimizer=km.adamw(
-                0.01, 5, STEPS, epsilon=1e-3, gradient_clip_norm=0.5, weight_decay=0.1
-            ),
+        distiller = make_distiller(
+            options.dtype,
+            options.dropout,
             jit_compile=options.jit or "auto",
             accumulation_steps=options.accumulation,
             steps_per_execution=options.steps_per_execution,
@@ -134,7 +142,7 @@ def main():
     losses = distiller.evaluate(dataset, return_dict=True, verbose=0)
     np.savez(
         options.output,
-        *[np.asarray(variable) for variable in student.weights],
+        *[np.asarray(variable) for variable in distiller.student.weights],
         start=start["loss"],
         train=history["loss"][-1],
         gradient_norm=norm,

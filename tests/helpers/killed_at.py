@@ -18,6 +18,8 @@ def kill_at(number, directory):
     """Ends this process before the n-th change below a directory."""
     count = 0
     root = os.path.abspath(directory)
+    # What takes its place in the end is written beside it.
+    beside = os.path.join(os.path.dirname(root), f".{os.path.basename(root)}-")
 
     def hook(event, arguments):
         nonlocal count
@@ -30,7 +32,8 @@ def kill_at(number, directory):
         path = arguments[0]
         if not isinstance(path, str | bytes | os.PathLike):
             return
-        if not os.path.abspath(os.fsdecode(path)).startswith(root):
+        path = os.path.abspath(os.fsdecode(path))
+        if path != root and not path.startswith((root + os.sep, beside)):
             return
         count += 1
         if count == number:

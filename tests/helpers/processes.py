@@ -11,9 +11,9 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "distillation" / "train_small.py"
 
 
-def start(output, *options, environment=None):
+def start(output, *options, environment=None, script=None):
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(output), *map(str, options)],
+        [sys.executable, str(script or SCRIPT), str(output), *map(str, options)],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -24,6 +24,7 @@ def start(output, *options, environment=None):
 def finish(process, timeout=300):
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, output[-3_000:]
+    return output
 
 
 def largest_difference(path, other):

@@ -45,6 +45,20 @@ def write_text(path, num_documents=200, seed=0):
     return path
 
 
+def write_task(path, num_train=60, num_dev=30):
+    """Writes SST-2: is the first word of the first half? Returns `path`."""
+    generator = np.random.default_rng(0)
+    (path / "SST-2").mkdir(parents=True)
+    for split, number in (("train", num_train), ("dev", num_dev)):
+        rows = ["sentence\tlabel"]
+        for _ in range(number):
+            words = generator.choice(WORDS, 5)
+            label = int(WORDS.index(words[0]) < len(WORDS) // 2)
+            rows.append(f"{' '.join(words)}\t{label}")
+        (path / "SST-2" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return path
+
+
 def make_recipe(directory, teacher, **changes):
     """Writes a corpus and a recipe; returns the path of the recipe."""
     write_text(directory / "corpus.txt")

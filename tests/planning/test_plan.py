@@ -136,7 +136,7 @@ def test_every_recipe_has_a_plan(path):
         ({"relation_weights": {"qx": 1.0}}, {}, "pairs of the letters q, k and v"),
         ({"student_num_heads": 5}, {}, "`num_heads` must divide `hidden_dim`"),
         ({"student_num_layers": 0}, {}, "`num_layers` must be an int of at least 1"),
-        ({"student_embedding_dim": 9}, {}, "must be left out for BERT, whose token"),
+        ({"student_embedding_dim": 9}, {}, "must not be given for BERT, whose token"),
         (
             {"accumulation_steps": 3},
             {},

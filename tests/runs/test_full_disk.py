@@ -4,9 +4,11 @@ import os
 import subprocess
 
 import pytest
+from families import make_backbone
 from small_runs import assert_same_run, make_recipe, make_teacher
 
 from keras_minilmv2 import cli
+from keras_minilmv2.backbones.saving import save_student
 
 
 @pytest.fixture
@@ -52,6 +54,14 @@ def test_a_full_disk_costs_nothing_but_time(
     assert "Resumes after step 4 of 40" in capsys.readouterr().out
     assert distill(prepared_recipe, tmp_path / "whole") == 0
     assert_same_run(tmp_path / "whole", small_disk / "out")
+
+
+def test_a_student_that_does_not_fit_is_refused_before_it_is_written(small_disk):
+    student = make_backbone("bert", vocabulary_size=4_000)
+    (small_disk / "student").mkdir()
+    with pytest.raises(OSError, match="No space left on device"):
+        save_student(student, None, small_disk / "student")
+    assert [*small_disk.rglob("*")] == [small_disk / "student"]
 
 
 def test_a_read_only_directory_is_refused(small_disk, prepared_recipe, capsys):

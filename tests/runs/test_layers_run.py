@@ -6,7 +6,7 @@ import json
 import keras_hub
 import numpy as np
 import pytest
-from small_runs import WORDS, make_recipe, make_teacher
+from small_runs import make_recipe, make_teacher, write_task
 
 import keras_minilmv2 as km
 from keras_minilmv2 import cli
@@ -32,18 +32,7 @@ def recipe(teacher_dir, tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Is the first word of the first half?"""
-    path = tmp_path_factory.mktemp("data") / "SST-2"
-    path.mkdir()
-    generator = np.random.default_rng(0)
-    for split, number in (("train", 60), ("dev", 30)):
-        rows = ["sentence\tlabel"]
-        for _ in range(number):
-            words = generator.choice(WORDS, 5)
-            label = int(WORDS.index(words[0]) < len(WORDS) // 2)
-            rows.append(f"{' '.join(words)}\t{label}")
-        (path / f"{split}.tsv").write_text("\n".join(rows) + "\n")
-    return path.parent
+    return write_task(tmp_path_factory.mktemp("tasks") / "data")
 
 
 def test_students_beside_each_other_are_trained_as_if_alone(teacher_dir):

@@ -12,7 +12,7 @@ from small_runs import assert_same_run, make_recipe, make_teacher
 
 from keras_minilmv2 import cli
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.training.callbacks import ProgressLine
+from keras_minilmv2.training.progress import ProgressLine
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def weights(path):
         ),
     ],
 )
-def test_other_objectives_train_and_say_what_they_are(
+def test_other_objectives_train_and_are_named_in_reports(
     recipe, tmp_path, capsys, objective, changes, columns, words
 ):
     out = tmp_path / "out"
@@ -138,7 +138,7 @@ def test_a_student_before_training_is_written(recipe, teacher_dir, tmp_path, cap
     ):
         for x, y in zip(ours.get_weights(), theirs.get_weights(), strict=True):
             np.testing.assert_array_equal(x, y)
-    # What it begins a run with.
+    # What a run starts with.
     assert run("distill", recipe, tmp_path / "out", "--set", "total_steps=4") == 0
     drawn = weights(tmp_path / "new")
     trained = weights(tmp_path / "out" / "student")
@@ -155,18 +155,17 @@ def held_out_losses(path):
     return [row["held_out_loss"] for row in rows if row["held_out_loss"]]
 
 
-def go_on_from(path):
-    options = ["student_initialization=preset", f"student_preset={path}"]
-    return [part for option in options for part in ("--set", option)]
+def from_preset(path):
+    return ["--set", f"student_initialization=preset:{path}"]
 
 
-def test_a_student_is_gone_on_from(recipe, tmp_path, capsys):
+def test_a_preset_is_trained_further(recipe, tmp_path, capsys):
     assert run("distill", recipe, tmp_path / "first") == 0
     student = tmp_path / "first" / "student"
     # Its weights are carried over, its dropout is the recipe's.
-    options = [*go_on_from(student), "--set", "student_dropout=0"]
+    options = [*from_preset(student), "--set", "student_dropout=0"]
     assert run("distill", recipe, tmp_path / "second", *options) == 0
-    assert f"begins from {student}" in capsys.readouterr().out
+    assert f"initialized from {student}" in capsys.readouterr().out
     first, second = (held_out_losses(tmp_path / name) for name in ("first", "second"))
     assert second[0] == first[-1]
     assert float(second[-1]) < float(second[0])
@@ -175,10 +174,10 @@ def test_a_student_is_gone_on_from(recipe, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_student_is_gone_on_from_in_another_directory(recipe, tmp_path, capsys):
+def test_a_preset_must_lie_in_another_directory(recipe, tmp_path, capsys):
     assert run("distill", recipe, tmp_path / "out", "--set", "total_steps=4") == 0
     before = weights(tmp_path / "out" / "student")
-    options = [*go_on_from(tmp_path / "out" / "student"), "--overwrite"]
+    options = [*from_preset(tmp_path / "out" / "student"), "--overwrite"]
     assert run("distill", recipe, tmp_path / "out", *options) == 2
     assert (
         "`student_initialization` must not lie in `output_dir`"
@@ -188,10 +187,8 @@ def test_a_student_is_gone_on_from_in_another_directory(recipe, tmp_path, capsys
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
 
 
-def test_a_student_to_go_on_from_has_the_recipes_shape(
-    recipe, teacher_dir, tmp_path, capsys
-):
-    assert run("distill", recipe, tmp_path / "out", *go_on_from(teacher_dir)) == 2
+def test_a_preset_has_the_recipes_shape(recipe, teacher_dir, tmp_path, capsys):
+    assert run("distill", recipe, tmp_path / "out", *from_preset(teacher_dir)) == 2
     assert (
         "`student_initialization` must name a preset with the student's num_layers, 2. "
         f"Received: student_initialization=preset:{teacher_dir}, num_layers=3."
@@ -200,14 +197,12 @@ def test_a_student_to_go_on_from_has_the_recipes_shape(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_student_to_go_on_from_has_the_teachers_vocabulary(
-    recipe, teacher_dir, tmp_path, capsys
-):
+def test_a_preset_has_the_teachers_vocabulary(recipe, teacher_dir, tmp_path, capsys):
     assert run("student", recipe, tmp_path / "other") == 0
     path = tmp_path / "other" / "assets" / "tokenizer" / "vocabulary.txt"
-    pieces = path.read_text().splitlines()
-    path.write_text("\n".join([*pieces[:-2], pieces[-1], pieces[-2]]))
-    options = go_on_from(tmp_path / "other")
+    vocabulary = path.read_text().splitlines()
+    path.write_text("\n".join([*vocabulary[:-2], vocabulary[-1], vocabulary[-2]]))
+    options = from_preset(tmp_path / "other")
     assert run("distill", recipe, tmp_path / "out", *options) == 2
     assert "must name a preset with the teacher's vocabulary" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

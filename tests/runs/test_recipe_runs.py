@@ -62,7 +62,7 @@ def test_a_recipe_runs(path, tmp_path):
         12 * recipe.num_relation_heads // (4 if recipe.num_relation_heads > 12 else 1)
     )
     inner = 24
-    if recipe.student_initialization == "layers":
+    if recipe.initialization.is_copy:
         shape = encoder_shape(str(teacher))
         width, inner = shape.hidden_dim, shape.intermediate_dim
     smoke = replace(

@@ -87,3 +87,16 @@ def test_settings_that_are_there_are_kept_and_the_readme_is_renewed(
     assert (directory / "models.config").read_text() == "mine"
     assert (directory / "batching_parameters.txt").read_text() == "mine"
     assert (directory / "README.md").read_text().startswith("# my model's\n")
+
+
+def test_a_readme_that_no_export_wrote_stays(tmp_path, export_of):
+    version = export_of("word_piece")
+    arguments = (tmp_path, manifest_of(version), read_samples(version))
+    (tmp_path / "README.md").write_text("mine")
+    write_beside(*arguments)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "README.md").unlink()
+    write_beside(*arguments)
+    (tmp_path / "README.md").write_text("old\n" + (tmp_path / "README.md").read_text())
+    write_beside(*arguments)
+    assert not (tmp_path / "README.md").read_text().startswith("old")

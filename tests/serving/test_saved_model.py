@@ -321,7 +321,7 @@ def test_labels_that_do_not_fit_are_refused(labels):
 
 def test_labels_of_a_model_without_classes_are_refused():
     refused(
-        "`labels` must be left out for a model that is no classifier. "
+        "`labels` must not be given for a model that is no classifier. "
         "Received: labels=['a'], model of kind encoder.",
         sequence_length=8,
         labels=["a"],

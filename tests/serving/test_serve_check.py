@@ -29,7 +29,7 @@ def sign(version, name):
 @pytest.mark.slow
 def test_a_fresh_process_answers_as_keras_did(copied_export):
     lines = []
-    check = serve_check(copied_export.parent, say=lines.append)
+    check = serve_check(copied_export.parent, log=lines.append)
     assert check.version == copied_export
     assert check.tolerance == 1e-5
     assert check.differences.keys() == {
@@ -75,7 +75,7 @@ def test_a_difference_above_the_tolerance_is_an_error(
     found = {"differences": {"embeddings/mean": difference}, "latencies": {}}
     answer(monkeypatch, 0, "a note\n" + json.dumps(found) + "\n")
     with pytest.raises(RuntimeError, match="must answer as Keras did") as caught:
-        serve_check(version, say=lambda line: None)
+        serve_check(version, log=lambda line: None)
     assert str(caught.value) == (
         "`directory` must answer as Keras did, within 1.0e-05. Received: "
         f"directory={version}, embeddings/mean differs by {difference:.1e}."
@@ -121,3 +121,20 @@ def test_an_export_without_manifest_is_an_error(copied_export, content):
         "`directory` must hold a readable manifest.json. "
         f"Received: directory={copied_export}."
     )
+
+
+def test_a_name_that_leads_out_of_the_export_is_refused(copied_export):
+    manifest = manifest_of(copied_export)
+    outside = copied_export.parent / "secret"
+    outside.write_text("mine")
+    manifest["files"]["../secret"] = hashlib.sha256(b"mine").hexdigest()
+    (copied_export / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="with another or no ../secret"):
+        serve_check(copied_export)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": [1]}', "{"])
+def test_a_damaged_manifest_is_refused(copied_export, text):
+    (copied_export / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="must hold a readable manifest.json"):
+        serve_check(copied_export)

@@ -99,3 +99,12 @@ def test_a_directory_without_version_is_refused(tmp_path, name):
         "`directory` must be an export, or hold one in a directory named by its "
         f"version number. Received: directory={tmp_path / name}."
     )
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    left = tmp_path / ".export-0123abcd.partial"
+    left.mkdir()
+    (left / "saved_model.pb").write_text("half")
+    (tmp_path / ".export-notes").mkdir()
+    write_version(tmp_path, "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".export-notes", "1"]

@@ -1,4 +1,5 @@
 import io
+import signal
 from types import SimpleNamespace
 
 import keras
@@ -13,10 +14,12 @@ from keras_minilmv2.training.callbacks import (
     NanGuard,
     Progress,
     RunState,
+    StopOnSignal,
     fit_remaining,
 )
 from keras_minilmv2.training.history import History
 from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.training.schedule import WarmupLinearDecay, last_learning_rate
 from keras_minilmv2.utils.tables import clock
 
 
@@ -105,6 +108,158 @@ def test_a_loss_that_is_not_finite_stops_and_puts_back_good_weights():
     assert history.series("loss")[0] == [2, 4, 6]
 
 
+class Exploding(Slope):
+    """Its weight becomes huge after step 6, whose loss was computed before that."""
+
+    def train_step(self, data):
+        loss = self.weight if self.weight < 1e3 else float("nan")
+        self.tracker.update_state(loss)
+        self.weight.assign_add(1e30 if self.weight > 4.5 else 1.0)
+        return {"loss": self.tracker.result()}
+
+    def test_step(self, data):
+        self.tracker.update_state(self.weight if self.weight < 1e3 else float("nan"))
+        return {"loss": self.tracker.result()}
+
+
+def test_weights_are_good_once_a_loss_was_computed_with_them():
+    model, state, _, saves = run(model=Exploding())
+    assert state.diverged_step == 7
+    # Finite as well are those of step 6, which are remembered and give no loss.
+    assert state.last_good_step == 4
+    assert float(model.weight) == 4.0
+    assert saves == [4.0]
+
+
+def test_weights_that_a_held_out_loss_shows_to_be_broken_are_not_saved():
+    model, state, history, saves = run(model=Exploding(), log_every=3, every=6)
+    assert state.diverged_step == 6
+    assert state.last_good_step == 3
+    assert float(model.weight) == 3.0
+    assert saves == []
+    assert history.series("held_out_loss")[0] == [0]
+
+
+def test_weights_that_are_broken_from_the_start_are_called_so():
+    model = Exploding()
+    model.weight.assign(1e30)
+    model, state, history, _ = run(model=model)
+    assert state.diverged_step == 0
+    assert state.last_good_step is None
+    assert float(model.weight) == np.float32(1e30)
+    assert history.rows == {}
+
+
+class Fits(Slope):
+    def fit(self, *args, **kwargs):
+        raise AssertionError("fit reads 0 steps as no limit")
+
+
+@pytest.mark.parametrize("beyond", [0, 3])
+def test_a_run_without_steps_left_is_finished_and_not_fitted(beyond):
+    model, history = Fits(), History()
+    state = RunState(total_steps=10, start_step=10 + beyond)
+    assert state.finished
+    started = []
+
+    class Restore(Progress):
+        def start(self):
+            started.append(self.model)
+
+        def on_train_end(self, logs=None):
+            pass
+
+    evaluation = HeldOutEvaluation(state, history, None, 4, save=None)
+    callbacks = [Restore(state, None), NanGuard(state, (2,)), evaluation]
+    fit_remaining(model, None, state, callbacks)
+    assert started == [model]
+    assert state.diverged_step is None
+    assert history.rows == {}
+
+
+def test_a_signal_stops_after_the_step_and_the_next_one_acts_at_once():
+    model = Slope()
+    model.compile(optimizer="sgd", run_eagerly=True)
+    state, caught = RunState(10), []
+    before = signal.signal(signal.SIGTERM, lambda *_: caught.append("outside"))
+    try:
+        stop = StopOnSignal(state)
+
+        class Signals(Progress):
+            def start(self):
+                pass
+
+            def after_step(self, step, logs):
+                if step == 3:
+                    signal.raise_signal(signal.SIGTERM)
+                    assert caught == []
+                    signal.raise_signal(signal.SIGTERM)
+                    assert caught == ["outside"]
+
+            def on_train_end(self, logs=None):
+                pass
+
+        data = tf.data.Dataset.from_tensors(np.zeros((1, 1))).repeat()
+        with stop:
+            callbacks = [NanGuard(state, (2,)), Signals(state, None), stop]
+            fit_remaining(model, data, state, callbacks)
+        assert signal.getsignal(signal.SIGTERM)(0, None) is None
+        assert caught == ["outside"] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (state.last_step, state.stop_requested) == (3, True)
+    assert not state.finished
+
+
+def test_a_worker_stops_when_another_one_was_signalled():
+    model = Slope()
+    model.compile(optimizer="sgd", run_eagerly=True)
+    state, asked = RunState(10), []
+
+    def any_worker(value):
+        asked.append(value)
+        return len(asked) == 4
+
+    data = tf.data.Dataset.from_tensors(np.zeros((1, 1))).repeat()
+    with StopOnSignal(state, any_worker) as stop:
+        fit_remaining(model, data, state, [NanGuard(state, (2,)), stop])
+    assert asked == [False] * 4
+    assert state.last_step == 4
+
+
+def test_progress_beyond_the_end_is_shown_once_and_by_the_clock(monkeypatch):
+    clock_time = iter(np.arange(0.0, 1e6, 1.0))
+    fake = SimpleNamespace(perf_counter=lambda: next(clock_time))
+    monkeypatch.setattr(progress, "time", fake)
+    stream = io.StringIO()
+    line = ProgressLine(total_steps=6, tokens_per_step=1, stream=stream)
+    line.start()
+    for step in range(1, 181):
+        line.update(step, {"loss": 1.0})
+    lines = stream.getvalue().splitlines()
+    # A line for each step, and two minutes of them beyond.
+    assert len(lines) == 6 + 2
+    assert lines[5].startswith("6/6 [####################]")
+    assert "[####################]" in lines[-1]
+    assert lines[-1].endswith("ETA 0:00")
+
+
+def test_history_has_the_rate_of_the_update_that_was_done():
+    optimizer = keras.optimizers.SGD(WarmupLinearDecay(1.0, 4, 10))
+    variable = keras.Variable([1.0])
+    optimizer.build([variable])
+    rates = [last_learning_rate(optimizer)]
+    for _ in range(3):
+        before = float(variable.value[0])
+        optimizer.apply([keras.ops.ones(1)])
+        rates.append(last_learning_rate(optimizer))
+        assert before - float(variable.value[0]) == pytest.approx(rates[-1])
+    assert rates == pytest.approx([0.25, 0.25, 0.5, 0.75])
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+    assert last_learning_rate(scaled) == pytest.approx(0.75)
+    assert last_learning_rate(keras.optimizers.SGD(0.5)) == 0.5
+
+
 def test_progress_prints_a_line_for_each_tenth_when_it_is_no_terminal():
     stream = io.StringIO()
     run(total_steps=20, stream=stream)
@@ -181,7 +336,7 @@ def test_history_knows_its_latest_values(history):
 
 
 class Skipping(Slope):
-    """Leaves out the first updates, as if its float16 gradients were not finite."""
+    """Skips the first updates, as if its float16 gradients were not finite."""
 
     skipped_steps = 0
 
@@ -196,13 +351,13 @@ class Skipping(Slope):
         return super().train_step(data)
 
 
-def test_updates_left_out_are_counted_in_the_history():
+def test_skipped_updates_are_counted_in_the_history():
     _, state, history, _ = run(model=Skipping(3))
     assert state.finished
     assert history.series("skipped_steps") == ([2, 4, 6, 8, 10], [2, 3, 3, 3, 3])
 
 
-def test_a_run_stops_when_a_hundred_updates_in_a_row_are_left_out():
+def test_a_run_stops_when_a_hundred_updates_in_a_row_are_skipped():
     _, state, _, _ = run(
         model=Skipping(1_000), total_steps=200, log_every=50, every=200
     )

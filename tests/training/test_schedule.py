@@ -14,7 +14,7 @@ def test_rate_rises_to_the_peak_and_falls_to_zero():
     np.testing.assert_allclose(rates, [*rise, *fall, 0, 0], rtol=1e-6, atol=1e-12)
 
 
-def test_rate_without_warmup_begins_at_the_peak():
+def test_rate_without_warmup_starts_at_the_peak():
     assert float(WarmupLinearDecay(1.0, 0, 10)(0)) == 1.0
 
 
@@ -56,19 +56,21 @@ def test_one_update_is_adamw_written_out():
 
 def test_norms_and_biases_do_not_decay():
     names = ["kernel", "embeddings", "bias", "gamma", "beta", "position_embeddings"]
+    # Of a head over the vocabulary.
+    names.append("output_bias")
     variables = [keras.Variable([1.0], name=name) for name in names]
     optimizer = km.adamw(0.1, 0, 10, weight_decay=0.5)
     optimizer.build(variables)
     optimizer.apply([keras.ops.zeros((1,)) for _ in names])
     values = [float(variable.value[0]) for variable in variables]
-    np.testing.assert_allclose(values, [0.95, 0.95, 1, 1, 1, 0.95], rtol=1e-6)
+    np.testing.assert_allclose(values, [0.95, 0.95, 1, 1, 1, 0.95, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.0, 0, 10), "`peak_learning_rate` must be above 0"),
-        ((float("nan"), 0, 10), "`peak_learning_rate` must be above 0"),
+        ((0.0, 0, 10), "`peak_learning_rate` must be a finite number above 0"),
+        ((float("nan"), 0, 10), "`peak_learning_rate` must be a finite number above 0"),
         ((1.0, -1, 10), "`warmup_steps` must be at least 0 and below"),
         ((1.0, 10, 10), "warmup_steps=10, total_steps=10"),
     ],

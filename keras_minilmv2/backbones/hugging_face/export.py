@@ -15,8 +15,9 @@ from keras_minilmv2.backbones.families import (
 from keras_minilmv2.backbones.hugging_face.model_card import model_card, read_facts
 from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_files
 from keras_minilmv2.backbones.hugging_face.weights import encoder_weights
-from keras_minilmv2.backbones.preset_files import check_new_directory, write_json
-from keras_minilmv2.utils.files import replacing_directory
+from keras_minilmv2.backbones.preset_files import check_new_directory
+from keras_minilmv2.backbones.variants import variant_of
+from keras_minilmv2.utils.files import replacing_directory, write_json
 
 
 def export_to_hugging_face(
@@ -54,9 +55,9 @@ def export_to_hugging_face(
         tokenizer: its keras-nlp tokenizer; None for that of a classifier's
             preprocessor.
         directory: str or path.
-        facts: what the model card says of the model's origin: None, a dict, or the
-            path of a run's directory, of its `recipe.json` or its `report.md`. Of a
-            dict, `"teacher"`, `"results"` (Markdown, or a dict) and `"license"` have
+        facts: the model's origin, for the model card: None, a dict, or the
+            path of a run's directory, of its `recipe.json` or its `report.json`. Of
+            a dict, `"teacher"`, `"results"` (Markdown, or a dict) and `"license"` have
             places of their own; all else becomes a row of a table.
         labels: list of str. Names of a classifier's classes.
         sentence_transformers: bool. Whether sentence-transformers is to load the
@@ -139,6 +140,7 @@ def _config(family, backbone, tokenizer):
             "`tokenizer` must have the padding token at id 1, as transformers' class "
             f"has. Received: pad_token_id={tokenizer.pad_token_id}."
         )
+    variant = variant_of(backbone)
     arguments = backbone.get_config()
     arguments["vocabulary_size"] = vocabulary_size(backbone)
     arguments["max_sequence_length"] += padding_rows
@@ -147,13 +149,13 @@ def _config(family, backbone, tokenizer):
         "dtype": "float32",
         "pad_token_id": tokenizer.pad_token_id,
         **{theirs: arguments[ours] for ours, theirs in family.size_names.items()},
-        family.activation_name: family.gelu,
+        family.activation_name: variant.gelu,
         family.dropout_name: backbone.dropout,
         family.attention_dropout_name: backbone.dropout,
         **family.config_constants,
     }
     if family.epsilon_name:
-        config[family.epsilon_name] = family.layer_norm_epsilon
+        config[family.epsilon_name] = variant.layer_norm_epsilon
     if family.states_end_tokens:
         config["bos_token_id"] = tokenizer.start_token_id
         config["eos_token_id"] = tokenizer.end_token_id

@@ -1,27 +1,33 @@
 """The README.md of an exported model: what it is, where it is from, what it scored."""
 
+import html
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from keras_minilmv2.backbones.families import family_of, vocabulary_size
+from keras_minilmv2.backbones.variants import variant_of
 from keras_minilmv2.utils.tables import count, markdown_table
 from keras_minilmv2.version import __version__
 
-_RECIPE = "recipe.json"
-_REPORT = "report.md"
-_FORMS = "a dict, or the path of a run directory, its recipe.json or its report.md"
+_RECIPE, _REPORT = "recipe.json", "report.json"
+# The report of a run of version 0.1.0, which wrote no report.json.
+_OLD_REPORT = "report.md"
+# What reading a file of another form raises.
+_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_FORMS = "a dict, or the path of a run directory, its recipe.json or its report.json"
 
 
 def read_facts(facts):
-    """What is to be said of a model's origin.
+    """Reads the facts of a model's origin.
 
     Args:
         facts: None; a dict, of which `"results"` (Markdown text, or a dict) and
             `"license"` have places of their own in the card and all else becomes a
             row of its table; or the path of a run's directory, of its `recipe.json`
-            or of its `report.md`.
+            or of its report.
 
     Returns:
         dict.
@@ -40,18 +46,24 @@ def read_facts(facts):
             f"Received: facts={facts!r} of type {type(facts).__name__}."
         )
     path = Path(facts)
-    files = [path / _RECIPE, path / _REPORT] if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        report = _REPORT if (path / _REPORT).is_file() else _OLD_REPORT
+        files = [path / _RECIPE, path / report]
     files = [file for file in files if file.is_file()]
     if not files:
         raise ValueError(f"`facts` must be {_FORMS}. Received: facts={str(facts)!r}.")
     found = {}
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
-            found.update(
-                json.loads(text) if file.suffix == ".json" else _read_report(text)
-            )
-        except (UnicodeDecodeError, ValueError, TypeError) as error:
+            found.update(_read(file))
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise ValueError(
                 f"`facts` must hold a {file.name} that can be read. "
                 f"Received: facts={str(facts)!r} ({error})."
@@ -59,15 +71,25 @@ def read_facts(facts):
     return found
 
 
-def _read_report(text):
-    """The tables of a report and the sentences that stand over them."""
-    paragraphs = [
-        paragraph
-        for paragraph in text.strip().split("\n\n")
-        # Neither the title, nor the picture, nor what lies where in the directory.
-        if not paragraph.startswith(("# ", "![", "The student is in"))
-    ]
-    return {"results": "\n\n".join(paragraphs)}
+def _read(file):
+    """The facts in one file of a run."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".md":
+        # Without its title, and without pictures, which lie beside it.
+        parts = [p for p in text.split("\n\n") if not p.startswith(("# ", "!["))]
+        return {"results": "\n\n".join(parts).strip()}
+    content = json.loads(text)
+    if file.name != _REPORT:
+        return dict(content.items())
+    tables = [_rows(rows) for rows in content["tables"].values()]
+    return {"results": "\n\n".join([*tables, _table("setting", content["facts"])])}
+
+
+def _rows(rows):
+    """A table of a report.json, a list of dicts by column."""
+    columns = list(rows[0])
+    cells = [[_shown(row[column]) for column in columns] for row in rows]
+    return markdown_table([_shown(column) for column in columns], cells)
 
 
 def model_card(backbone, facts, num_classes, sentence_transformers):
@@ -87,7 +109,8 @@ def model_card(backbone, facts, num_classes, sentence_transformers):
     header = _header(family, facts, num_classes, sentence_transformers)
     teacher = facts.get("teacher")
     origin = (
-        f"distilled from {teacher} by MiniLMv2 self-attention relation distillation"
+        f"distilled from {_code(teacher)} by MiniLMv2 self-attention relation "
+        "distillation"
         if teacher
         else "exported from keras-nlp"
     )
@@ -114,7 +137,7 @@ def model_card(backbone, facts, num_classes, sentence_transformers):
 
 
 def _header(family, facts, num_classes, sentence_transformers):
-    """The YAML block; every value is written as JSON, which YAML contains."""
+    """The YAML block at the top of the card."""
     task = "feature-extraction" if num_classes is None else "text-classification"
     tags = [family.model_type, "keras-minilmv2"]
     if facts.get("teacher"):
@@ -132,8 +155,16 @@ def _header(family, facts, num_classes, sentence_transformers):
         fields["base_model"] = teacher.removeprefix("hf://")
     if "license" in facts:
         fields["license"] = facts["license"]
-    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    lines = [f"{name}: {_yaml(value)}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
+
+
+def _yaml(value):
+    """A value as JSON that YAML reads: with its escapes, and no pairs of surrogates."""
+    return "".join(
+        c if c.isprintable() else f"\\U{ord(c):08X}"
+        for c in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def _usage(num_classes, sentence_transformers):
@@ -159,8 +190,7 @@ def _usage(num_classes, sentence_transformers):
 
 def _table(what, facts):
     rows = [
-        # A bar ends a cell.
-        [name.replace("_", " "), _shown(value).replace("|", r"\|")]
+        [_shown(str(name).replace("_", " ")), _shown(value)]
         for name, value in facts.items()
         if value is not None
     ]
@@ -168,14 +198,27 @@ def _table(what, facts):
 
 
 def _shown(value):
-    """A value as one cell of a table."""
+    """A value as one cell of a table, without the characters that would end it."""
     if isinstance(value, Mapping):
-        value = ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
-    elif isinstance(value, list | tuple):
-        value = ", ".join(map(_shown, value))
-    elif isinstance(value, float):
-        value = f"{value:g}"
-    return " ".join(str(value).split())
+        return ", ".join(f"{_shown(name)} {_shown(v)}" for name, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return html.escape(_line(value), quote=False).replace("|", r"\|")
+
+
+def _code(value):
+    """A value as code within a sentence: nothing in it is markup."""
+    text = _line(value)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if "`" not in text else f"{fence} {text} {fence}"
+
+
+def _line(value):
+    """A value as text of one line."""
+    text = " ".join(str(value).split())
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _notes(family, backbone, num_classes, teacher):
@@ -183,10 +226,9 @@ def _notes(family, backbone, num_classes, teacher):
         "The token ids are those of the keras-nlp tokenizer. Special tokens written "
         "out in a text, such as `[MASK]`, are special here and plain text there."
     ]
-    if family.gelu != "gelu":
+    if variant_of(backbone).gelu == "gelu_pytorch_tanh":
         notes.append(
-            "`hidden_act` is the tanh form of GELU, which keras-nlp computes for "
-            f"{family.name}."
+            "`hidden_act` is the tanh form of GELU, which the keras-nlp model computes."
         )
     if teacher and num_classes is None:
         notes.append(
@@ -200,6 +242,6 @@ def _notes(family, backbone, num_classes, teacher):
     if family.has_pooler and not family.transformers_has_pooler:
         notes.append(
             "`pooler.dense` is the pooler of keras-nlp's class; transformers' has none "
-            "and says that it leaves these weights out."
+            "and reports that these weights are not used."
         )
     return "\n".join(f"- {note}" for note in notes)

@@ -22,8 +22,8 @@ from tokenizers import (
     processors,
 )
 
-from keras_minilmv2.backbones.preset_files import write_json
 from keras_minilmv2.tokenization import sentence_piece as spm
+from keras_minilmv2.utils.files import write_json
 
 # keras-nlp's expressions, as the contents of a character class. All of them:
 # `\s` of RE2 is ASCII, and so spelled out.

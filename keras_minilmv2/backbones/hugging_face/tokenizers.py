@@ -10,7 +10,7 @@ import keras_hub
 from google.protobuf.message import DecodeError
 from tokenizers import pre_tokenizers
 
-from keras_minilmv2.backbones.hugging_face.weights import hugging_face_family
+from keras_minilmv2.backbones.configs import hugging_face_family
 from keras_minilmv2.backbones.preset_files import (
     find_file,
     first_line,

@@ -1,36 +1,51 @@
 """Weights of a Hugging Face model in a keras-nlp backbone, and the other way round.
 
-The converters of keras-hub say which weight belongs to which variable. `WeightLoader`
+The converters of keras-hub know which weight belongs to which variable. `WeightLoader`
 answers them with the weights of a directory; `encoder_weights` walks through the same
 converters to collect a backbone's weights under their names in transformers.
 
 Reads `SafetensorLoader` of keras-hub, checked on keras-hub 0.32.
 """
 
+import math
 import warnings
 
 import numpy as np
 import safetensors
 from keras_hub.src.utils.transformers.safetensor_utils import SafetensorLoader
 
-from keras_minilmv2.backbones.families import FAMILIES, family_of
+from keras_minilmv2.backbones.configs import (
+    check_weights_fill,
+    config_value,
+    hugging_face_family,
+    is_hugging_face,
+    read_config,
+)
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.preset_files import (
+    check_file_names,
+    check_preset,
     find_file,
     first_line,
     preset_error,
     read_json,
 )
+from keras_minilmv2.backbones.variants import Variant, set_variant
+from keras_minilmv2.utils.checks import check_number
 
-# Every one is GELU, in the form with erf or with tanh.
-_GELUS = (
-    "gelu",
-    "gelu_accurate",
-    "gelu_fast",
-    "gelu_new",
-    "gelu_python",
-    "gelu_python_tanh",
-    "gelu_pytorch_tanh",
-)
+# What transformers calls the two forms of GELU.
+_ERF, _TANH = "gelu", "gelu_pytorch_tanh"
+_GELUS = {
+    "gelu": _ERF,
+    "gelu_python": _ERF,
+    "gelu_accurate": _TANH,
+    "gelu_fast": _TANH,
+    "gelu_new": _TANH,
+    "gelu_python_tanh": _TANH,
+    "gelu_pytorch_tanh": _TANH,
+}
+# What transformers computes where a config.json has no epsilon.
+_DEFAULT_EPSILON = 1e-12
 
 _WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -41,35 +56,22 @@ _OTHER_WEIGHTS_FILES = (
     "flax_model.msgpack",
 )
 
+# Heads of fine-tuned models: of classes, also of tokens and choices, and of answers.
+_HEADS = ("classifier.", "pre_classifier.", "qa_outputs.")
+
 # In every family the first weight of the encoder.
 _TOKEN_EMBEDDING = "embeddings.word_embeddings.weight"
 _SEGMENT_EMBEDDING = "embeddings.token_type_embeddings.weight"
 
 
-def hugging_face_family(preset, config):
-    """The `Family` that a transformers config names.
-
-    Raises:
-        ValueError: if `model_type` is none of the six families.
-    """
-    model_type = config["model_type"]
-    for family in FAMILIES:
-        if family.model_type == model_type:
-            return family
-    known = ", ".join(family.model_type for family in FAMILIES)
-    raise preset_error(
-        preset,
-        f"have a model_type in its config.json that is one of {known}",
-        model_type=model_type,
-    )
-
-
-def load_hugging_face_backbone(preset, config, dtype=None):
+def load_hugging_face_backbone(preset, config, family, sizes, dtype=None):
     """Builds the backbone of a transformers config and fills in its weights.
 
     Args:
         preset: str. A hub handle or a directory.
         config: dict. The content of its `config.json`.
+        family: the `Family` that it names.
+        sizes: dict, as from `encoder_sizes`.
         dtype: str or `keras.DTypePolicy`.
 
     Returns:
@@ -78,47 +80,61 @@ def load_hugging_face_backbone(preset, config, dtype=None):
     Raises:
         ValueError: as `load_backbone` does.
     """
-    family = hugging_face_family(preset, config)
     _check_config(preset, config, family)
-    _check_weights_file(preset)
-    sizes = encoder_sizes(preset, config, family)
-    sizes[family.vocabulary_argument] = sizes.pop("vocabulary_size")
+    variant = _variant(preset, config, family)
     dropout = config_value(preset, config, family.dropout_name)
-    backbone = family.backbone_class(**sizes, dropout=dropout, dtype=dtype)
+    try:
+        check_number(least=0, below=1, dropout=dropout)
+    except (TypeError, ValueError) as error:
+        raise preset_error(
+            preset,
+            f"have a number from 0 to 1 as {family.dropout_name} in its config.json",
+            **{family.dropout_name: dropout},
+        ) from error
+    _check_weights_file(preset)
     with WeightLoader(preset, family.scope) as loader:
+        check_weights_fill(preset, sizes, family, loader.num_parameters())
+        sizes = dict(sizes)
+        sizes[family.vocabulary_argument] = sizes.pop("vocabulary_size")
+        backbone = family.backbone_class(**sizes, dropout=dropout, dtype=dtype)
+        set_variant(backbone, variant)
         family.convert_weights(backbone, loader, config)
     if loader.pooler_is_missing:
         warnings.warn(
             f"The weights of preset={preset!r} have no pooler: `pooled_dense` of the "
-            "backbone stays as initialised.",
+            "backbone stays as initialized.",
             stacklevel=3,
         )
     return backbone
 
 
-def encoder_sizes(preset, config, family):
-    """Sizes of an encoder, out of a transformers config.
+def refuse_head(argument, preset):
+    """Raises if a Hugging Face model was fine-tuned: its head would be lost.
 
-    Returns:
-        dict of int by argument of the keras-nlp class, `"vocabulary_size"` for every
-        family.
+    The heads of pretraining are let through: an encoder has no use for them.
+
+    Args:
+        argument: str, the name of what is checked.
+        preset: str or path of a model of any kind.
 
     Raises:
-        ValueError: if the config lacks one.
+        ValueError: if its weights have a head of classification or of answer spans.
     """
-    sizes = {
-        ours: config_value(preset, config, theirs)
-        for ours, theirs in family.size_names.items()
-    }
-    sizes["max_sequence_length"] -= family.num_padding_positions
-    return sizes
-
-
-def config_value(preset, config, name):
-    """A value of a `config.json`, which must be there."""
-    if name not in config:
-        raise preset_error(preset, f"have {name} in its config.json")
-    return config[name]
+    preset = check_preset(preset)
+    config = read_config(preset)
+    if not is_hugging_face(config):
+        return
+    _check_weights_file(preset)
+    with WeightLoader(preset, hugging_face_family(preset, config).scope) as loader:
+        head = [name for name in loader.names if name.startswith(_HEADS)]
+    if head:
+        raise ValueError(
+            f"`{argument}` must be an encoder, or a model that this package "
+            f"fine-tuned. Received: {argument}={preset!r} with a head of "
+            f"transformers, {', '.join(sorted(head))}, which would be lost; to export "
+            "the encoder alone, save what load_backbone and load_tokenizer return "
+            "with save_student, and export that."
+        )
 
 
 class WeightLoader(SafetensorLoader):
@@ -161,6 +177,19 @@ class WeightLoader(SafetensorLoader):
             return self.safetensor_config["weight_map"]
         return dict.fromkeys(self._open(_WEIGHTS_FILE).keys(), _WEIGHTS_FILE)
 
+    @property
+    def names(self):
+        """Names of all weights as saved."""
+        return list(self._names)
+
+    def num_parameters(self):
+        """Number of parameters in all files, out of their headers."""
+        return sum(
+            math.prod(file.get_slice(name).get_shape())
+            for file in map(self._open, dict.fromkeys(self._names.values()))
+            for name in file.keys()  # noqa: SIM118 - no dict
+        )
+
     def _find_prefix(self):
         """What stands before the names of the encoder's weights."""
         prefixes = [
@@ -191,8 +220,17 @@ class WeightLoader(SafetensorLoader):
             raise preset_error(
                 self.preset, f"hold the weight {self.prefix + hf_weight_key}"
             )
-        tensor = self._open(self._names[name]).get_tensor(name)
-        return np.asarray(tensor, dtype="float32")
+        file = self._names[name]
+        try:
+            tensor = self._open(file).get_tensor(name)
+            return np.asarray(tensor, dtype="float32")
+        except (safetensors.SafetensorError, TypeError) as error:
+            raise preset_error(
+                self.preset,
+                f"hold an intact {file} with weights of float16, bfloat16 or float32",
+                weight=name,
+                error=first_line(error),
+            ) from error
 
     def port_weight(self, keras_variable, hf_weight_key, hook_fn=None):
         """Assigns a weight to a variable of the backbone."""
@@ -230,7 +268,7 @@ def encoder_weights(backbone):
 
     Raises:
         TypeError: if the backbone is of no supported family.
-        ValueError: if a layer has fewer heads than the config says.
+        ValueError: if a layer has fewer heads than `num_heads`.
     """
     family = family_of(backbone)
     collector = _WeightCollector(family, backbone.hidden_dim)
@@ -250,7 +288,7 @@ class _WeightCollector:
             self.weights[_SEGMENT_EMBEDDING] = np.zeros((1, hidden_dim), "float32")
 
     def get_tensor(self, hf_weight_key):
-        """The converters of BERT and XLM-R look at two weights before they begin."""
+        """The converters of BERT and RoBERTa read some weights as arrays."""
         if hf_weight_key != _SEGMENT_EMBEDDING:
             raise KeyError(hf_weight_key)  # LayerNorm.gamma, an old name.
         # XLM-R's adds it to the positions; adding -0.0 changes no bit.
@@ -284,8 +322,10 @@ class _WeightCollector:
 def _check_weights_file(preset):
     """Refuses a model without safetensors weights."""
     index = read_json(preset, _INDEX_FILE)
-    if index is not None and "weight_map" not in index:
+    if index is not None and not isinstance(index.get("weight_map"), dict):
         raise preset_error(preset, f"hold a weight_map in its {_INDEX_FILE}")
+    if index is not None:
+        check_file_names(preset, _INDEX_FILE, index["weight_map"].values())
     if index is not None or find_file(preset, _WEIGHTS_FILE):
         return
     for name in _OTHER_WEIGHTS_FILES:
@@ -300,16 +340,7 @@ def _check_weights_file(preset):
 
 
 def _check_config(preset, config, family):
-    """Refuses, or warns of, what the keras-nlp class would compute otherwise."""
-    activation_key = family.activation_name
-    activation = config.get(activation_key, "gelu")
-    if activation not in _GELUS:
-        raise preset_error(
-            preset,
-            f"have a GELU as {activation_key} in its config.json, as the keras-nlp "
-            "class has",
-            **{activation_key: activation},
-        )
+    """Refuses what the keras-nlp class would compute otherwise."""
     position_type = config.get("position_embedding_type", "absolute")
     if position_type != "absolute":
         raise preset_error(
@@ -326,11 +357,26 @@ def _check_config(preset, config, family):
             "have pad_token_id 1 in its config.json, as the keras-nlp class has",
             pad_token_id=config["pad_token_id"],
         )
-    epsilon = family.layer_norm_epsilon
-    saved_epsilon = config.get(family.epsilon_name, epsilon)
-    if saved_epsilon != epsilon:
-        warnings.warn(
-            f"preset={preset!r} has layer_norm_eps={saved_epsilon}; the keras-nlp "
-            f"class computes with {epsilon}.",
-            stacklevel=4,
+
+
+def _variant(preset, config, family):
+    """The form of GELU and the epsilon that a transformers config names."""
+    name = family.activation_name
+    activation = config.get(name, family.transformers_gelu)
+    if not isinstance(activation, str) or activation not in _GELUS:
+        raise preset_error(
+            preset,
+            f"have a GELU as {name} in its config.json",
+            **{name: activation},
         )
+    # transformers' DistilBERT has no setting for it.
+    epsilon = config.get(family.epsilon_name, _DEFAULT_EPSILON)
+    try:
+        return Variant(_GELUS[activation], epsilon)
+    except (TypeError, ValueError) as error:
+        raise preset_error(
+            preset,
+            f"have a number above 0 and below 1 as {family.epsilon_name} in its "
+            "config.json",
+            **{family.epsilon_name: epsilon},
+        ) from error

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from math import erf
 from pathlib import Path
@@ -20,9 +21,11 @@ from small_vocabularies import (
     word_pieces,
 )
 
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.variants import Variant, set_variant, variant_of
 from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
 from keras_minilmv2.downstream.classifiers import ElectraTextClassifier
 from keras_minilmv2.tokenization import sentence_piece as spm
@@ -81,6 +84,21 @@ def test_weights_and_config_are_those_of_transformers(name, tmp_path):
     activation = config.get("hidden_act", config.get("activation"))
     is_tanh = name in ("albert", "bert_teacher", "electra")
     assert activation == ("gelu_pytorch_tanh" if is_tanh else "gelu")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", sorted(TOKENIZER_OF))
+def test_config_names_the_activation_and_epsilon_that_are_computed(name, tmp_path):
+    backbone, tokenizer = make_pair(name)
+    gelus = {"gelu": "gelu_pytorch_tanh", "gelu_pytorch_tanh": "gelu"}
+    family = family_of(backbone)
+    epsilon = 1e-3 if family.epsilon_name else family.layer_norm_epsilon
+    variant = Variant(gelus[family.gelu], epsilon)
+    set_variant(backbone, variant)
+    export_to_hugging_face(backbone, tokenizer, tmp_path)
+    config = read(tmp_path / "config.json")
+    assert config[family.activation_name] == variant.gelu
+    assert variant_of(load_backbone(tmp_path)) == variant
 
 
 @pytest.mark.filterwarnings("error")
@@ -435,7 +453,7 @@ def test_card_without_facts_claims_nothing(tmp_path):
     card = card_of(tmp_path, None, "roberta")
     assert "tanh" not in card
     assert "no pooler" in card
-    assert "leaves these weights out" in card_of(tmp_path, None, "electra")
+    assert "these weights are not used" in card_of(tmp_path, None, "electra")
 
 
 def test_card_shows_the_facts_it_is_given(tmp_path):
@@ -449,7 +467,7 @@ def test_card_shows_the_facts_it_is_given(tmp_path):
     }
     card = card_of(tmp_path, facts)
     assert 'base_model: "google-bert/bert-base-uncased"\nlicense: "apache-2.0"' in card
-    assert "distilled from hf://google-bert/bert-base-uncased by MiniLMv2" in card
+    assert "distilled from `hf://google-bert/bert-base-uncased` by MiniLMv2" in card
     assert "a.txt, b\\|c.txt" in card
     assert "qq 1" in card
     assert "| MNLI-m  | 0.824 |" in card
@@ -461,19 +479,65 @@ def test_card_reads_a_run(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.json").write_text('{"teacher": "bert_base", "total_steps": 20}')
-    report = "# Distillation\n\nHeld-out relation loss: 0.5.\n\n![Loss](curves.png)\n\n"
-    report += "| student | loss |\n| - | - |\n\nThe student is in `student/`.\n"
-    (run / "report.md").write_text(report)
+    report = {
+        "title": "Distillation",
+        "facts": {"corpus": ["a.txt"], "steps": 20, "date": "2026-01-01"},
+        "tables": {"held_out": [{"student": "before", "loss": 0.75}]},
+        "pictures": ["curves.png"],
+    }
+    (run / "report.json").write_text(json.dumps(report))
+    (run / "report.md").write_text("# Distillation\n\nNot for machines.\n")
     card = card_of(tmp_path, run)
-    assert "## Results\n\nHeld-out relation loss: 0.5.\n\n| student | loss |" in card
+    assert "## Results\n\n| student | loss |\n" in card
+    assert "| before  | 0.75 |" in card
+    assert "| steps   | 20         |" in card
     assert "curves.png" not in card
-    assert "The student is in" not in card
+    assert "Not for machines" not in card
     assert "| total steps" in card
-    assert "distilled from bert_base by" in card
+    assert "distilled from `bert_base` by" in card
     assert "Not measured." in card_of(tmp_path, run / "recipe.json")
-    card = card_of(tmp_path, str(run / "report.md"))
-    assert "Held-out relation loss: 0.5." in card
+    card = card_of(tmp_path, str(run / "report.json"))
+    assert "| before  | 0.75 |" in card
     assert "distilled" not in card
+
+
+def test_card_reads_the_report_of_a_run_without_a_json_file(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.json").write_text('{"teacher": "bert_base", "total_steps": 20}')
+    report = "# Distillation\n\nHeld-out relation loss: 0.5.\n\n![Loss](curves.png)\n\n"
+    (run / "report.md").write_text(report + "| student | loss |\n| - | - |\n")
+    for facts in (run, run / "report.md"):
+        card = card_of(tmp_path, facts)
+        assert (
+            "## Results\n\nHeld-out relation loss: 0.5.\n\n| student | loss |" in card
+        )
+        assert "curves.png" not in card
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    ["bert\n\n# Heading", "<script>alert(1)</script>", "a`b``c", "[x](y) | ![z](w)"],
+)
+def test_card_takes_a_name_for_a_name(teacher, tmp_path):
+    card = card_of(tmp_path, {"teacher": teacher, "<b>": "<i>"})
+    assert "\n# Heading" not in card
+    outside_code = re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", card)
+    for markup in ("<script>", "<b>", "<i>"):
+        assert markup not in outside_code
+    sentence = next(line for line in card.splitlines() if "distilled from" in line)
+    assert "[x](y)" not in re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", sentence)
+
+
+@pytest.mark.parametrize(
+    "value", ["\U0001f600 free", "a: b # c", "x\u0085\u2028\ufeff\x00", '"', ["a", "b"]]
+)
+def test_card_has_a_header_that_yaml_reads(value, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    card = card_of(tmp_path, {"license": value, "teacher": f"hf://{value}"})
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == value
+    assert header["base_model"] == str(value)
 
 
 def test_facts_that_cannot_be_read_raise(tmp_path):
@@ -485,6 +549,10 @@ def test_facts_that_cannot_be_read_raise(tmp_path):
     (tmp_path / "recipe.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold a recipe.json that can be read"):
         card_of(tmp_path, tmp_path)
+    for damaged in ("{}", "[]", '{"tables": {"a": []}, "facts": {}}'):
+        (tmp_path / "report.json").write_text(damaged)
+        with pytest.raises(ValueError, match="must hold a report.json that can be r"):
+            card_of(tmp_path, tmp_path / "report.json")
     (tmp_path / "recipe.json").write_bytes(b"\xff")
     with pytest.raises(ValueError, match="must hold a recipe.json that can be read"):
         card_of(tmp_path, tmp_path)

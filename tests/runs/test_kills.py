@@ -1,0 +1,81 @@
+"""Commands killed at every change of the file system end alike when given again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import make_recipe, make_teacher, write_task
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "kill_everywhere.py"
+SETTINGS = ["--set", "total_steps=4", "--set", "evaluate_every=2"]
+SETTINGS += ["--set", "checkpoint_every=2", "--set", "log_every=2"]
+FINETUNE = ["finetune", "{teacher}", "--task", "sst2", "--data-dir", "{data}"]
+FINETUNE += ["--epochs", "1", "--sequence-length", "16", "--seed", "0", "1"]
+PREPARE = ["prepare", "{corpus}", "--tokenizer", "{teacher}", "--sequence-length", "16"]
+SHRINK = ["shrink-vocabulary", "{teacher}", "--corpus", "{corpus}"]
+HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
+
+# What is there before, if anything, and the command that is killed.
+COMMANDS = {
+    "distill": (None, ["distill", "{recipe}", *SETTINGS]),
+    "distill overwrites": (
+        ["distill", "{recipe}", *SETTINGS, "--set", "seed=1"],
+        ["distill", "{recipe}", *SETTINGS, "--overwrite"],
+    ),
+    "finetune": (None, FINETUNE),
+    "finetune overwrites": (
+        [*FINETUNE, "--learning-rate", "1e-3"],
+        [*FINETUNE, "--batch-size", "16", "--overwrite"],
+    ),
+    "evaluate": (None, ["evaluate", "{tuned}", "--data-dir", "{data}"]),
+    "prepare": (None, PREPARE),
+    "prepare overwrites": (
+        [*PREPARE, "--held-out-every", "7"],
+        [*PREPARE, "--overwrite"],
+    ),
+    "student": (None, ["student", "{recipe}"]),
+    "shrink-vocabulary": (None, SHRINK),
+    "export": (None, HUGGING_FACE),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path):
+    """The process ends at the n-th change of the output directory, for every n."""
+    places = {
+        "teacher": make_teacher(tmp_path / "teacher"),
+        "data": write_task(tmp_path / "data"),
+        "tuned": tmp_path / "tuned",
+        "corpus": tmp_path / "corpus.txt",
+    }
+    places["recipe"] = make_recipe(tmp_path, places["teacher"])
+
+    def filled(command):
+        parts = []
+        for part in command:
+            for key, value in places.items():
+                part = part.replace(f"{{{key}}}", str(value))
+            parts.append(part)
+        return parts
+
+    if "{tuned}" in COMMANDS[name][1]:
+        command = [*filled(FINETUNE), "--output-dir", str(places["tuned"])]
+        subprocess.run([sys.executable, "-m", "keras_minilmv2", *command], check=True)
+    commands = (
+        command and [*filled(command), "--output-dir", "{out}"]
+        for command in COMMANDS[name]
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), str(work), *map(json.dumps, commands)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-2_000:] + result.stderr[-2_000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["problems"] == {}
+    assert found["changes"] >= 4
