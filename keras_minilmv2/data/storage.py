@@ -6,7 +6,7 @@ import posixpath
 import tempfile
 from pathlib import Path
 
-from keras_minilmv2.data.text import is_url
+from keras_minilmv2.data.sources import is_url
 from keras_minilmv2.utils.files import replacing_file
 
 
@@ -27,7 +27,7 @@ class Storage:
             self._filesystem, _ = fsspec.core.url_to_fs(self.path)
 
     def sizes(self):
-        """Dict of bytes by file name; directories are left out.
+        """Dict of bytes by file name; directories are skipped.
 
         Raises:
             NotADirectoryError: if the path is a file.

@@ -79,7 +79,7 @@ def prepare_small(
 
 
 def packed(corpus, tokenizer, sequence_length=32):
-    """The examples of a corpus or of pieces, by tf.data."""
+    """The examples of a corpus or of chunks, by tf.data."""
     examples = packed_examples(corpus, tokenizer, sequence_length)
     rows = list(examples.as_numpy_iterator())
     return {
@@ -119,15 +119,15 @@ def test_every_unit_is_packed_alone(path, tokenizer, output_dir):
     units = corpus.units(3_000)
     assert len(units) > 3
     for unit in units:
-        pieces = list(corpus.unit_pieces(unit))
+        chunks = list(corpus.unit_chunks(unit))
         for part, rows in expected.items():
             chosen = [
                 (text, starts_document)
-                for other, text, starts_document in split_parts(pieces, 5, num_before)
+                for other, text, starts_document in split_parts(chunks, 5, num_before)
                 if other == part
             ]
             rows.append(packed(chosen, tokenizer))
-        num_before += len(pieces)
+        num_before += len(chunks)
     for part, rows in expected.items():
         joined = {
             key: np.concatenate([row[key] for row in rows])
@@ -162,8 +162,8 @@ def test_standard_input_is_prepared(tokenizer, output_dir, monkeypatch):
     monkeypatch.setattr(sys, "stdin", text)
     manifest = prepare(Corpus("-"), tokenizer, 16, output_dir)
     assert manifest.num_documents == 2
-    pieces = [("the quick fox", True), ("jumps over the dog", True)]
-    expected = packed(pieces, tokenizer, 16)
+    chunks = [("the quick fox", True), ("jumps over the dog", True)]
+    expected = packed(chunks, tokenizer, 16)
     assert_equal(PreparedExamples(output_dir)[:], expected)
 
 
@@ -249,21 +249,21 @@ def test_progress_of_a_resumed_run_does_not_count_what_it_found(
 
 
 def interruption(monkeypatch, after):
-    """A context in which a corpus stops after a number of pieces."""
-    pieces = Corpus.unit_pieces
+    """A context in which a corpus stops after a number of chunks."""
+    chunks = Corpus.unit_chunks
     count = 0
 
     def interrupted(self, unit):
         nonlocal count
-        for piece in pieces(self, unit):
+        for chunk in chunks(self, unit):
             count += 1
             if count > after:
                 raise KeyboardInterrupt
-            yield piece
+            yield chunk
 
     context = monkeypatch.context()
     patch = context.__enter__()
-    patch.setattr(Corpus, "unit_pieces", interrupted)
+    patch.setattr(Corpus, "unit_chunks", interrupted)
 
     class _Context:
         def __enter__(self):
