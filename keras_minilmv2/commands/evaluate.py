@@ -50,7 +50,7 @@ def add(commands):
 
 def run(options):
     """Evaluates a model."""
-    from keras_minilmv2.runs.fine_tune import evaluate_model
+    from keras_minilmv2.runs.evaluate import evaluate_model
 
     evaluation = evaluate_model(
         options.model,

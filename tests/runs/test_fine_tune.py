@@ -19,11 +19,8 @@ from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.downstream.registry import TASKS
 from keras_minilmv2.downstream.text_tasks import Examples, TextTask
 from keras_minilmv2.runs import fine_tune as fine_tuning_runs
-from keras_minilmv2.runs.fine_tune import (
-    FineTuningSettings,
-    evaluate_model,
-    fine_tune,
-)
+from keras_minilmv2.runs.evaluate import evaluate_model
+from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from keras_minilmv2.downstream.reader import load_span_examples
 from keras_minilmv2.downstream.saved import load_saved
 from keras_minilmv2.downstream.span_metrics import squad_v2_metrics
 from keras_minilmv2.downstream.span_model import SpanModel
+from keras_minilmv2.runs.evaluate import evaluate_model
 from keras_minilmv2.runs.export import export
-from keras_minilmv2.runs.fine_tune import evaluate_model, fine_tune
+from keras_minilmv2.runs.fine_tune import fine_tune
 
 
 @pytest.fixture(scope="module")
