@@ -31,6 +31,13 @@ from keras_minilmv2.backbones.preset_files import (
 )
 from keras_minilmv2.backbones.variants import ENTRY, saved_variant
 
+# How transformers' models with a head that users need end.
+_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+)
 _WEIGHTS_FILE = "model.weights.h5"
 # The index of a model saved in several files.
 _INDEX_FILE = "model.weights.json"
@@ -113,21 +120,34 @@ def load_tokenizer(preset):
     `vocab.json` with `merges.txt`, `spiece.model` and `sentencepiece.bpe.model`.
     Where both are there, `tokenizer.json` counts.
 
-    The result is a plain keras-nlp tokenizer. It gives the token ids of
-    transformers with these exceptions, which lie in the keras-nlp classes:
+    What the directory says about its tokenizer is followed, or refused by name: other
+    normalizers, pre-tokenizers or models in `tokenizer.json` than those of the
+    families, added tokens, and tokenizer classes such as `BertJapaneseTokenizer`. A
+    BERT encoder over XLM-R's vocabulary gets an `XLMRobertaTokenizer`.
 
-    - An uncased WordPiece tokenizer folds case by Unicode's NFKC_Casefold: `ß`
-      becomes `ss`, a final sigma a plain one, `…` three full stops and a full-width
-      comma a comma.
-    - A WordPiece tokenizer takes only ASCII white space for a space: two words with
-      a no-break space between them become one unknown token. It makes a word of more
-      than 100 bytes unknown, transformers one of more than 100 characters.
-    - RoBERTa's loses the digit `६` inside of tf.data.
-    - ALBERT reads punctuation as its own tokenizer and the published
-      `tokenizer.json` do. transformers 5, where it converts a `spiece.model`
-      itself, starts a new word after brackets, quotes, hyphens and full stops.
-    - Special tokens written out in the text, such as `[MASK]`, are plain text for
-      WordPiece and SentencePiece tokenizers.
+    The result is a plain keras-nlp tokenizer: a vocabulary and its options. Packing,
+    fine-tuning, question answering, evaluation, `shrink_vocabulary` and exports do not
+    call it. They compute the token ids of transformers with its vocabulary, with two
+    exceptions:
+
+    - Special tokens written out in a text, such as `[MASK]` or `</s>`, are plain text.
+    - SentencePiece normalizes the longest match, transformers one letter with its
+      marks at a time: they differ in a few decomposed letters. ALBERT reads
+      punctuation as its own tokenizer and the published `tokenizer.json` do;
+      transformers 5, where it converts a `spiece.model` itself, starts a new word
+      after brackets, quotes, hyphens and full stops.
+
+    Called by itself, the keras-nlp tokenizer gives other ids than those in these
+    cases:
+
+    - WordPiece takes only ASCII white space for a space, splits words at invisible
+      characters such as the soft hyphen, which BERT removes, stops at NUL, and makes a
+      word of more than 100 bytes unknown, transformers one of more than 100
+      characters. An uncased one folds case by NFKC_Casefold: `ß` becomes `ss`, a final
+      sigma a plain one, `…` three full stops.
+    - RoBERTa's makes special tokens of `</s>`, `<mask>` and `<pad>` in a text, and
+      loses the digit `६` inside of tf.data.
+    - SentencePiece's has a piece for U+0085, which transformers takes for white space.
 
     Args:
         preset: str or path, as for `load_backbone`. A directory that holds nothing
@@ -138,8 +158,9 @@ def load_tokenizer(preset):
 
     Raises:
         TypeError: if `preset` is neither a string nor a path.
-        ValueError: if there is no such preset, it is of another family, or a file
-            of the vocabulary is missing or unreadable.
+        ValueError: if there is no such preset, it is of another family, a file of the
+            vocabulary is missing or unreadable, or the tokenizer is one that keras-nlp
+            cannot be.
         ConnectionError: if the preset cannot be downloaded.
     """
     preset = check_preset(preset)
@@ -164,6 +185,28 @@ def load_tokenizer(preset):
             error=first_line(error),
         ) from error
     return split_words_like_gpt2(tokenizer)
+
+
+def check_no_head(preset):
+    """Refuses a Hugging Face model with a head that only its encoder would be left of.
+
+    A head for masked tokens is no loss: a student has none.
+
+    Args:
+        preset: str or path, as for `load_backbone`.
+
+    Raises:
+        ValueError: if `config.json` names a classifier or the like.
+    """
+    preset = check_preset(preset)
+    for name in (read_json(preset, "config.json") or {}).get("architectures") or ():
+        if name.endswith(_HEADS):
+            raise preset_error(
+                preset,
+                "be an encoder alone, or a model that this package fine-tuned: the "
+                f"head of a {name} would be lost",
+                architectures=name,
+            )
 
 
 def _check_weights_files(preset):

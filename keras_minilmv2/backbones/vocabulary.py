@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import keras_hub
 import numpy as np
-import tensorflow as tf
 from keras import ops
 from tokenizers import pre_tokenizers
 
@@ -14,6 +13,9 @@ from keras_minilmv2.backbones.families import check_tokenizer, family_of
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.tokenization import sentence_piece as spm
+from keras_minilmv2.tokenization.byte_pairs import plain_merges
+from keras_minilmv2.tokenization.fast import fast_tokenizer
+from keras_minilmv2.utils.checks import check_int
 
 # Texts tokenized at a time.
 _BATCH = 256
@@ -85,10 +87,7 @@ def shrink_vocabulary(
     family_of(backbone)
     vocabulary = _vocabulary_of(tokenizer)
     check_tokenizer(backbone, tokenizer)
-    if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
-        raise ValueError(
-            f"`min_count` must be a positive int. Received: min_count={min_count!r}."
-        )
+    check_int(min_count=min_count)
     held_out = {name: list(held) for name, held in (held_out or {}).items()}
     count = token_counter(tokenizer)
     counts = count(texts)
@@ -118,26 +117,14 @@ def token_counter(tokenizer):
     Returns:
         function from an iterable of str to an int64 array `(vocabulary_size,)`.
     """
-    if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
-        split_words_like_gpt2(tokenizer)
-
-        def tokenize(batch):
-            ids = itertools.chain.from_iterable(tokenizer(batch))
-            return np.fromiter(ids, "int64")
-
-    else:
-        # The others are faster as TensorFlow ops, which they run as in a tf.function.
-        tokenize = tf.function(
-            lambda batch: tokenizer(batch).flat_values,
-            input_signature=[tf.TensorSpec((None,), tf.string)],
-        )
+    fast = fast_tokenizer(tokenizer)
     size = tokenizer.vocabulary_size()
 
     def count(texts):
         counts = np.zeros(size, "int64")
         texts = iter(texts)
         while batch := list(itertools.islice(texts, _BATCH)):
-            counts += np.bincount(tokenize(batch), minlength=size)
+            counts += np.bincount(fast.ids(batch)[0], minlength=size)
         return counts
 
     return count
@@ -282,7 +269,7 @@ class _BytePairVocabulary(_Vocabulary):
         special = [*tokenizer.unsplittable_tokens, "<unk>"]
         self.always |= {ids[piece] for piece in [*special, *alphabet] if piece in ids}
         self.ids = ids
-        self.merges = [m for m in tokenizer.merges if "#version:" not in m]
+        self.merges = plain_merges(tokenizer.merges)
         # keras-nlp takes no empty list of merges.
         self.always |= {ids[merge.replace(" ", "")] for merge in self.merges[:1]}
 

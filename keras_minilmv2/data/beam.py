@@ -9,17 +9,17 @@ import copy
 import re
 import threading
 
-from keras_minilmv2.data.packing import tokenize_function
+from keras_minilmv2.data.packing import num_cores
 from keras_minilmv2.data.preparation import (
     UNIT_BYTES,
     Plan,
     Reporter,
-    num_cores,
     prepare_unit,
     writing_to,
 )
 from keras_minilmv2.data.shards import tokenizer_identity
-from keras_minilmv2.data.text import is_url
+from keras_minilmv2.data.sources import is_url
+from keras_minilmv2.utils.checks import check_choice
 
 try:
     import apache_beam as beam
@@ -68,7 +68,7 @@ def prepare_with_beam(
     The shards are those of `prepare`, byte for byte, and a run of the one can be
     resumed by the other. Each unit is read, tokenized and written by one worker; no
     text passes between workers. A corpus with a held-out part is read twice: the
-    pieces before a unit have to be counted.
+    chunks before a unit have to be counted.
 
     Args:
         corpus: as for `prepare`, without standard input.
@@ -97,11 +97,7 @@ def prepare_with_beam(
             not.
         RuntimeError: if the pipeline fails for another reason.
     """
-    if runner not in _RUNNERS:
-        raise ValueError(
-            f"`runner` must be one of {', '.join(_RUNNERS)}. "
-            f"Received: runner={runner!r}."
-        )
+    check_choice(_RUNNERS, runner=runner)
     if "-" in corpus.inputs:
         raise ValueError(
             "`sources` must be files or TFDS datasets, which every worker can read. "
@@ -118,18 +114,19 @@ def prepare_with_beam(
     options = [option.format(num_workers=num_workers) for option in _RUNNERS[runner]]
     with writing_to(output_dir):
         plan = Plan(corpus, tokenizer, sequence_length, output_dir, unit_bytes)
-        if finished := plan.start(overwrite):
-            return finished
-        options = PipelineOptions([*options, *pipeline_options])
-        reporter = Reporter(plan, report)
-        with _reporting(plan, reporter):
-            try:
-                _run(plan, tokenizer, options)
-            except Exception as error:
-                raise _as_sentence(error) from error
-        plan.read_records(verify=False)
-        reporter(last=True)
-        return plan.finish(tokenizer_name)
+        with plan.storage.held():
+            if finished := plan.start(overwrite):
+                return finished
+            options = PipelineOptions([*options, *pipeline_options])
+            reporter = Reporter(plan, report)
+            with _reporting(plan, reporter):
+                try:
+                    _run(plan, tokenizer, options)
+                except Exception as error:
+                    raise _as_sentence(error) from error
+            plan.read_records(verify=False)
+            reporter(last=True)
+            return plan.finish(tokenizer_name)
 
 
 def _run(plan, tokenizer, options):
@@ -152,7 +149,7 @@ def _run(plan, tokenizer, options):
                 pipeline
                 | "Units to count" >> beam.Create(todo[:-1])
                 | "Spread units to count" >> beam.Reshuffle()
-                | "Count pieces" >> beam.ParDo(_CountPieces(light))
+                | "Count chunks" >> beam.ParDo(_CountChunks(light))
             )
             counts = (counts, counted) | "All counts" >> beam.Flatten()
         _ = (
@@ -167,15 +164,15 @@ def _run(plan, tokenizer, options):
         )
 
 
-class _CountPieces(beam.DoFn):
-    """Counts the pieces of a unit."""
+class _CountChunks(beam.DoFn):
+    """Counts the chunks of a unit."""
 
     def __init__(self, plan):
         self._plan = plan
 
     def process(self, element):
         number, unit = element
-        yield number, sum(1 for _ in self._plan.corpus.unit_pieces(unit))
+        yield number, sum(1 for _ in self._plan.corpus.unit_chunks(unit))
 
 
 class _PrepareUnit(beam.DoFn):
@@ -192,13 +189,13 @@ class _PrepareUnit(beam.DoFn):
                 "`tokenizer` must be the same on every worker. Received: another one "
                 "there than here; are the versions of keras-hub the same?"
             )
-        self._tokenize = tokenize_function(tokenizer)
+        self._tokenizer = tokenizer
 
     def process(self, element, counts):
         number, unit = element
         num_before = sum(count for other, count in counts.items() if other < number)
         with writing_to(self._plan.storage.path):
-            prepare_unit(self._plan, number, unit, num_before, self._tokenize)
+            prepare_unit(self._plan, number, unit, num_before, self._tokenizer)
         yield number
 
 

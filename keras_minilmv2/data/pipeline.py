@@ -36,7 +36,7 @@ def training_batches(
             of indices are a dict of arrays.
         batch_size: int. Examples of a step, over all workers.
         seed: int, at least 0.
-        start_step: int, from 0. The step to begin with.
+        start_step: int, from 0. The first step.
         num_workers: int. Must divide `batch_size`.
         worker: int, from 0. Which of them this is.
         segment_ids: bool. Whether to add `"segment_ids"`, which are all 0.
@@ -67,7 +67,7 @@ def as_dataset(
 ):
     """The batches of `training_batches` as a `tf.data.Dataset`.
 
-    It begins at `start_step` at once, its shapes are static, and the state of its
+    It starts at `start_step` at once, its shapes are static, and the state of its
     iterator is the number of the step. An error while reading surfaces from tf.data
     with a trace; `corpus_errors(examples)` turns it back.
 

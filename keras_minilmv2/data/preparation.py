@@ -1,6 +1,5 @@
 """A corpus becomes shards of packed examples: tokenized once, resumed when killed."""
 
-import collections
 import contextlib
 import dataclasses
 import datetime
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_minilmv2.data.packing import check_packing, tokenize_function
+from keras_minilmv2.data.packing import TokenStream, check_packing, num_cores
 from keras_minilmv2.data.shards import (
     MANIFEST,
     PARTS,
@@ -32,9 +31,10 @@ from keras_minilmv2.data.shards import (
 )
 from keras_minilmv2.data.storage import Storage
 from keras_minilmv2.data.text import split_parts
+from keras_minilmv2.utils.checks import check_int
+from keras_minilmv2.utils.locks import InUseError
 
 UNIT_BYTES = 64 * 2**20
-BATCH_CHARS = 262_144
 
 _SETTINGS = "unfinished-settings.json"
 _RECORD = re.compile(r"unfinished-(\d+)\.json")
@@ -105,7 +105,7 @@ def prepare(
     a checksum of every shard.
 
     Memory depends neither on the size of the corpus nor on that of a file. A run that
-    was killed goes on at the first unit that is not complete, and the shards are
+    was killed resumes at the first unit that is not complete, and the shards are
     those of an undisturbed run, byte for byte. A directory that is complete is
     returned at once.
 
@@ -118,7 +118,7 @@ def prepare(
         tokenizer_name: str or None. Noted in the manifest: the tokenizer's preset.
         unit_bytes: int. Bytes of text that are packed together.
         num_workers: int. Threads that tokenize. Defaults to the number of cores.
-        overwrite: bool. Whether to begin anew and replace what the directory holds.
+        overwrite: bool. Whether to start over and replace what the directory holds.
         report: function that is called with a `Progress` about once a second.
 
     Returns:
@@ -130,24 +130,25 @@ def prepare(
             be read; or for what `packed_examples` refuses.
         TypeError: if the tokenizer has no start, end and pad token.
         FileExistsError: if the directory holds other files.
+        InUseError: if another process is preparing examples in it.
         OSError: if the directory cannot be written to.
     """
     with writing_to(output_dir):
         plan = Plan(corpus, tokenizer, sequence_length, output_dir, unit_bytes)
-        if finished := plan.start(overwrite):
-            return finished
-        num_workers = num_workers or num_cores()
-        tokenize = tokenize_function(tokenizer, num_workers)
-        reporter = Reporter(plan, report)
-        num_before = 0
-        for number, unit in enumerate(plan.units):
-            if number not in plan.records:
-                plan.records[number] = prepare_unit(
-                    plan, number, unit, num_before, tokenize, num_workers, reporter
-                )
-            num_before += plan.records[number]["num_pieces"]
-        reporter(last=True)
-        return plan.finish(tokenizer_name)
+        with plan.storage.held():
+            if finished := plan.start(overwrite):
+                return finished
+            num_workers = num_workers or num_cores()
+            reporter = Reporter(plan, report)
+            num_before = 0
+            for number, unit in enumerate(plan.units):
+                if number not in plan.records:
+                    plan.records[number] = prepare_unit(
+                        plan, number, unit, num_before, tokenizer, num_workers, reporter
+                    )
+                num_before += plan.records[number]["num_pieces"]
+            reporter(last=True)
+            return plan.finish(tokenizer_name)
 
 
 class Plan:
@@ -175,18 +176,11 @@ class Plan:
                 '`corpus` must be of the part "train"; what it holds out is prepared '
                 f"with it. Received: part={corpus.part!r}."
             )
-        if unit_bytes < 1:
-            raise ValueError(
-                f"`unit_bytes` must be at least 1. Received: unit_bytes={unit_bytes}."
-            )
+        check_int(unit_bytes=unit_bytes)
         self.corpus = corpus
         self.storage = Storage(output_dir)
         self.units = corpus.units(unit_bytes)
         self.records = {}
-        self.special_token_ids = {
-            name: int(getattr(tokenizer, f"{name}_token_id"))
-            for name in ("start", "end", "pad")
-        }
         segments = itertools.chain.from_iterable(self.units)
         inputs = [
             (name, sum(segment.num_bytes for segment in of_input))
@@ -204,6 +198,7 @@ class Plan:
             text_feature=corpus.text_feature,
             held_out_every=corpus.held_out_every,
             unit_bytes=unit_bytes,
+            contents_sha256=corpus.fingerprint(),
         )
 
     @property
@@ -221,6 +216,7 @@ class Plan:
             ValueError, FileExistsError: as `prepare` does.
         """
         sizes = self.storage.sizes()
+        self._remove_temporary(sizes)
         foreign = [
             name for name in sizes if not _OURS.fullmatch(name) and name[0] != "."
         ]
@@ -243,7 +239,6 @@ class Plan:
         elif _SETTINGS in sizes:
             self._require_equal(self._settings_found())
             self.read_records(sizes)
-            self._remove_temporary(sizes)
             return None
         text = json.dumps(dataclasses.asdict(self.settings), indent=2)
         self.storage.write_text(_SETTINGS, text + "\n")
@@ -307,8 +302,8 @@ class Plan:
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"`output_dir` must hold an {_SETTINGS} that can be read. Received: "
-                f"output_dir={self.storage.path} ({error}). Pass --overwrite to begin "
-                "anew."
+                f"output_dir={self.storage.path} ({error}). Pass --overwrite to start "
+                "over."
             ) from error
 
     def _require_equal(self, settings):
@@ -400,7 +395,7 @@ class Reporter:
 
 
 def prepare_unit(
-    plan, number, unit, num_before, tokenize, num_workers=1, reporter=None
+    plan, number, unit, num_before, tokenizer, num_workers=1, reporter=None
 ):
     """Prepares one unit of a corpus and notes that it is finished.
 
@@ -409,7 +404,7 @@ def prepare_unit(
         number: int. Of the unit.
         unit: list of `Segment`.
         num_before: int. Pieces of the corpus before it.
-        tokenize: as `tokenize_function` returns it.
+        tokenizer: keras-nlp tokenizer.
         num_workers: int. Threads that tokenize.
         reporter: `Reporter` or None.
 
@@ -423,17 +418,24 @@ def prepare_unit(
 
     def counted():
         nonlocal num_pieces, num_documents
-        for text, starts_document in corpus.unit_pieces(unit):
+        for text, starts_document in corpus.unit_chunks(unit):
             num_pieces += 1
             num_documents += starts_document
             yield text, starts_document
 
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(num_workers))
-        submit = functools.partial(executor.submit, tokenize)
         streams = {
-            part: _Stream(
-                f"{part}-{number:05}.npy", plan, submit, 4 * num_workers, stack
+            part: _PartWriter(
+                f"{part}-{number:05}.npy",
+                plan,
+                TokenStream(
+                    tokenizer,
+                    plan.settings.sequence_length,
+                    executor.submit,
+                    num_workers,
+                ),
+                stack,
             )
             for part in PARTS
         }
@@ -461,19 +463,15 @@ def prepare_unit(
     )
 
 
-class _Stream:
+class _PartWriter:
     """One part of a unit, on its way from text to a shard."""
 
-    def __init__(self, name, plan, submit, max_waiting, stack):
+    def __init__(self, name, plan, stream, stack):
         self.name = name
         self.has_text = False
         self._plan = plan
-        self._submit = submit
-        self._max_waiting = max_waiting
+        self._stream = stream
         self._stack = stack
-        self._texts, self._separate, self._num_chars = [], [], 0
-        self._waiting = collections.deque()
-        self._rest = np.zeros(0, "int32")
 
     @functools.cached_property
     def _path(self):
@@ -491,25 +489,15 @@ class _Stream:
         return self._writer.num_tokens if self.has_text else 0
 
     def add(self, text, starts_document):
-        """Takes one piece."""
-        self._texts.append(text)
-        self._separate.append(starts_document and self.has_text)
+        """Takes one chunk."""
         self.has_text = True
-        self._num_chars += len(text)
-        if self._num_chars >= BATCH_CHARS:
-            self._tokenize()
-            while self._waiting and (
-                self._waiting[0].done() or len(self._waiting) > self._max_waiting
-            ):
-                self._pack(self._waiting.popleft().result())
+        for block in self._stream.add(text, starts_document):
+            self._writer.write(*block)
 
     def close(self):
         """Packs the rest and completes the shard."""
-        self._tokenize()
-        while self._waiting:
-            self._pack(self._waiting.popleft().result())
-        if self._rest.size:
-            self._write(self._rest[np.newaxis])
+        for block in self._stream.close():
+            self._writer.write(*block)
         self._writer.close()
         return {
             "num_examples": self._writer.num_examples,
@@ -518,51 +506,16 @@ class _Stream:
             "sha256": file_sha256(self._path),
         }
 
-    def _tokenize(self):
-        """Hands the pieces gathered so far to the threads."""
-        if self._texts:
-            self._waiting.append(self._submit(self._texts, self._separate))
-        self._texts, self._separate, self._num_chars = [], [], 0
-
-    def _pack(self, tokens):
-        """Writes the rows that are full; the rest waits."""
-        tokens = np.concatenate([self._rest, tokens])
-        num_content = self._plan.settings.sequence_length - 2
-        num_rows = len(tokens) // num_content
-        full = num_rows * num_content
-        if num_rows:
-            self._write(tokens[:full].reshape(num_rows, num_content))
-        self._rest = tokens[full:]
-
-    def _write(self, content):
-        """Writes rows of content, `(rows, tokens)`."""
-        num_rows, num_content = content.shape
-        special = self._plan.special_token_ids
-        rows = np.full(
-            (num_rows, self._plan.settings.sequence_length), special["pad"], "int32"
-        )
-        rows[:, 0] = special["start"]
-        rows[:, 1 : num_content + 1] = content
-        rows[:, num_content + 1] = special["end"]
-        self._writer.write(rows, np.full(num_rows, num_content + 2))
-
 
 @contextlib.contextmanager
 def writing_to(output_dir):
     """Says of an error of the file system that it is the output directory's."""
     try:
         yield
-    except FileExistsError:
+    except (FileExistsError, InUseError):
         raise
     except OSError as error:
         raise type(error)(
             "`output_dir` must be a directory that can be written to and has room. "
             f"Received: output_dir={output_dir} ({error.strerror or error})."
         ) from error
-
-
-def num_cores():
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_minilmv2.tokenization.byte_pairs import plain_merges
+
 MANIFEST = "manifest.json"
 PARTS = ("train", "held_out")
 
@@ -76,6 +78,8 @@ class Settings:
         text_feature: str. As given to `Corpus`.
         held_out_every: int or None. As given to `Corpus`.
         unit_bytes: int. Bytes of text that are packed together.
+        contents_sha256: str or None. `Corpus.fingerprint`; None of what a version
+            before it prepared.
     """
 
     tokenizer_class: str
@@ -89,6 +93,7 @@ class Settings:
     text_feature: str
     held_out_every: int | None
     unit_bytes: int
+    contents_sha256: str | None = None
 
     def differences(self, other):
         """The fields that differ, as `name=ours (not theirs)`."""
@@ -96,7 +101,11 @@ class Settings:
             (field.name, getattr(self, field.name), getattr(other, field.name))
             for field in dataclasses.fields(self)
         )
-        return [f"{name}={a!r} (not {b!r})" for name, a, b in pairs if a != b]
+        return [
+            f"{name}={a!r} (not {b!r})"
+            for name, a, b in pairs
+            if a != b and (name != "contents_sha256" or (a and b))
+        ]
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,7 @@ def tokenizer_identity(tokenizer):
         facts["proto"] = hashlib.sha256(tokenizer.proto).hexdigest()
     elif hasattr(tokenizer, "merges"):
         facts["vocabulary"] = sorted(tokenizer.vocabulary.items())
-        facts["merges"] = [m for m in tokenizer.merges if "#version:" not in m]
+        facts["merges"] = plain_merges(tokenizer.merges)
     else:
         facts["vocabulary"] = list(tokenizer.get_vocabulary())
     text = json.dumps(facts, sort_keys=True, default=int)

@@ -4,10 +4,11 @@ import atexit
 import codecs
 import contextlib
 import functools
-import glob
 import gzip
+import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -17,8 +18,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_minilmv2.data.sources import check_is_text, find_inputs, is_url
+from keras_minilmv2.utils.checks import check_choice, check_int
+
 BLOCK_BYTES = 256 * 1024
-PIECE_CHARS = 16_384
+CHUNK_CHARS = 16_384
 
 # A document is trimmed, so that two blank lines in a row end only one.
 DOCUMENT_SEPARATORS = {
@@ -37,7 +41,7 @@ _CUTS = {
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one input that begins and ends where documents do.
+    """A stretch of one input that starts and ends where documents do.
 
     Args:
         name: str. The input: a file, `-` or a TFDS source.
@@ -58,27 +62,29 @@ class Corpus:
     r"""Documents from files, directories, standard input and TFDS datasets.
 
     Iterating gives pairs `(text, starts_document)`: a document comes whole, or, if it
-    is longer than `PIECE_CHARS` (16,384) characters, in pieces of at most that many,
-    each cut before white space where there is any. The pieces of a document,
+    is longer than `CHUNK_CHARS` (16,384) characters, in chunks of at most that many,
+    each cut before white space where there is any. The chunks of a document,
     concatenated, are the document, trimmed of surrounding white space; documents
-    without text are left out. Line ends become `"\n"` and stay in the text:
+    without text are skipped. Line ends become `"\n"` and stay in the text:
     WordPiece and SentencePiece treat them as white space, byte-level BPE has a token
-    for them. Within a document, white space of more than `PIECE_CHARS` characters
+    for them. Within a document, white space of more than `CHUNK_CHARS` characters
     may become one character.
 
     Only a block of one file is held at a time, so memory grows neither with the
     corpus nor with a document. A corpus can be iterated any number of times.
 
-    The held-out part is every `held_out_every`-th piece, counted over the whole
-    corpus: a document no longer than `PIECE_CHARS` goes there whole, a longer one, a
-    book for instance, leaves pieces on both sides, and the piece after a gap starts
+    The held-out part is every `held_out_every`-th chunk, counted over the whole
+    corpus: a document no longer than `CHUNK_CHARS` goes there whole, a longer one, a
+    book for instance, leaves chunks on both sides, and the chunk after a gap starts
     a document. Two corpora that differ in `part` alone share no text, and nothing is
     in neither.
 
     Args:
         sources: str, path, or sequence of them, read in this order. Each is
             - a file; one that ends in `.gz` is decompressed;
-            - a directory: all `*.txt` and `*.txt.gz` below it, sorted by path;
+            - a directory: all `*.txt` and `*.txt.gz` below it, in any case, sorted by
+              path. Linked directories are read too; files and directories whose name
+              starts with a dot are not;
             - a glob, `**` included, whose matches are sorted;
             - a URL that fsspec opens, `gs://bucket/name` for instance: a file,
               directory or glob as above;
@@ -97,13 +103,14 @@ class Corpus:
         text_feature: str. The feature of TFDS records to read.
         tfds_data_dir: str or path. Where TFDS keeps its data; None for the default of
             TFDS.
-        held_out_every: int or None. Every how many pieces one is held out; None holds
+        held_out_every: int or None. Every how many chunks one is held out; None holds
             none out.
         part: str. `"train"` or `"held_out"`.
 
     Attributes:
         inputs: tuple of str. The sources with directories and globs replaced by the
             files found when the corpus was made.
+        skipped: dict of str. Why each file below a directory is not read, by path.
         num_decode_errors: int. Malformed byte sequences replaced so far; however
             often the corpus is iterated, each counts once.
         num_bytes_read: int. Bytes read so far, before decompression.
@@ -112,10 +119,12 @@ class Corpus:
             `corpus_errors`.
 
     Raises:
-        ValueError: if a path or glob matches nothing, a directory has no text file or
-            an argument is not one of the values above. During iteration: if a file
-            cannot be read or decompressed, is not UTF-8 (`decode_errors="strict"`),
-            or a TFDS dataset, its split or its feature does not exist.
+        ValueError: if a path or glob matches nothing, a directory has no text file, a
+            file is named by two sources, or an argument is not one of the values
+            above. During iteration: if a file cannot be read or decompressed, holds
+            something else than text (UTF-16, gzip, bzip2, Parquet, JSON and so on:
+            the message names it), is not UTF-8 (`decode_errors="strict"`), or a TFDS
+            dataset, its split or its feature does not exist.
     """
 
     def __init__(
@@ -136,25 +145,11 @@ class Corpus:
             raise ValueError(
                 "`sources` must name at least one source. Received: sources=()."
             )
-        if document_separator not in DOCUMENT_SEPARATORS:
-            raise ValueError(
-                f"`document_separator` must be one of {', '.join(DOCUMENT_SEPARATORS)}."
-                f" Received: document_separator={document_separator!r}."
-            )
-        if decode_errors not in ("strict", "replace"):
-            raise ValueError(
-                '`decode_errors` must be "strict" or "replace". '
-                f"Received: decode_errors={decode_errors!r}."
-            )
-        if held_out_every is not None and held_out_every < 2:
-            raise ValueError(
-                "`held_out_every` must be at least 2. "
-                f"Received: held_out_every={held_out_every}."
-            )
-        if part not in ("train", "held_out"):
-            raise ValueError(
-                f'`part` must be "train" or "held_out". Received: part={part!r}.'
-            )
+        check_choice(DOCUMENT_SEPARATORS, document_separator=document_separator)
+        check_choice(("strict", "replace"), decode_errors=decode_errors)
+        check_choice(("train", "held_out"), part=part)
+        if held_out_every is not None:
+            check_int(least=2, held_out_every=held_out_every)
         if part == "held_out" and held_out_every is None:
             raise ValueError(
                 '`held_out_every` must be set when `part` is "held_out". '
@@ -167,7 +162,7 @@ class Corpus:
         self.tfds_data_dir = tfds_data_dir
         self.held_out_every = held_out_every
         self.part = part
-        self.inputs = tuple(name for source in sources for name in _inputs(source))
+        self.inputs, self.skipped = find_inputs(sources)
         self.error = None
         self.num_bytes_read = 0
         self._num_replaced = {}  # by name of the file or record, and its first byte
@@ -178,19 +173,19 @@ class Corpus:
         return sum(self._num_replaced.values())
 
     def __iter__(self):
-        # Not cleared here: tf.data, reading ahead, begins the next epoch before its
+        # Not cleared here: tf.data, reading ahead, starts the next epoch before its
         # consumer has seen the error of this one.
         try:
-            yield from self._pieces_of_part()
+            yield from self._chunks_of_part()
         except ValueError as error:
             self.error = error
             raise
         self.error = None
 
-    def _pieces_of_part(self):
-        """The pieces of the part asked for."""
-        pieces = itertools.chain.from_iterable(map(self._pieces, self.inputs))
-        for part, text, starts_document in split_parts(pieces, self.held_out_every):
+    def _chunks_of_part(self):
+        """The chunks of the part asked for."""
+        chunks = itertools.chain.from_iterable(map(self._chunks, self.inputs))
+        for part, text, starts_document in split_parts(chunks, self.held_out_every):
             if part == self.part:
                 yield text, starts_document
 
@@ -198,7 +193,7 @@ class Corpus:
         """Cuts the corpus into units that can be read alone, in any order.
 
         A unit is a list of consecutive segments: small files together, or a stretch
-        of a large file or TFDS split that begins and ends between documents. A
+        of a large file or TFDS split that starts and ends between documents. A
         compressed file, and one without a document's end, is never cut. Which
         documents a unit has depends on the sizes of the inputs and on `unit_bytes`.
 
@@ -218,14 +213,14 @@ class Corpus:
                 room -= segment.num_bytes
         return units
 
-    def unit_pieces(self, unit):
-        """The pieces of one unit, both parts of the corpus, as iteration gives them.
+    def unit_chunks(self, unit):
+        """The chunks of one unit, both parts of the corpus, as iteration gives them.
 
         Args:
             unit: list of `Segment`, as from `units`.
         """
         for segment in unit:
-            yield from self._pieces(segment.name, segment)
+            yield from self._chunks(segment.name, segment)
 
     def _segments(self, name, unit_bytes):
         """Cuts one input."""
@@ -237,7 +232,9 @@ class Corpus:
         path = _path(name)
         size = _size(path)
         begin = 0
-        cuts = [] if path.endswith(".gz") else self._cuts(path, size, unit_bytes)
+        cuts = (
+            [] if path.lower().endswith(".gz") else self._cuts(path, size, unit_bytes)
+        )
         for end in itertools.chain(cuts, [size]):
             yield Segment(name, begin, end, size, end - begin)
             begin = end
@@ -262,24 +259,24 @@ class Corpus:
                 yield cut
             cut += unit_bytes
 
-    def _pieces(self, name, segment=None):
-        """The pieces of one input, or of a segment of it."""
+    def _chunks(self, name, segment=None):
+        """The chunks of one input, or of a segment of it."""
         if name.startswith("tfds:"):
             for index, record in enumerate(self._tfds_records(name, segment)):
                 self.num_bytes_read += len(record)
                 text = self._decoded([record], f"record {index} of {name}")
-                yield from split_pieces(text, "file")
+                yield from split_chunks(text, "file")
             return
         begin, end = (0, None) if segment is None else (segment.begin, segment.end)
         shown = "standard input" if name == "-" else name
         text = self._decoded(self._blocks(_path(name), begin, end), shown, begin)
-        yield from split_pieces(text, self.document_separator)
+        yield from split_chunks(text, self.document_separator)
 
     def _blocks(self, path, begin, end):
         """The bytes of a file, decompressed if it is a `.gz` file, block by block."""
         with _reading(path), _open(path) as file:
             source = file
-            if path.endswith(".gz"):
+            if path.lower().endswith(".gz"):
                 source, end = gzip.GzipFile(fileobj=file), None
             else:
                 file.seek(begin)
@@ -287,9 +284,26 @@ class Corpus:
             while block := source.read(
                 BLOCK_BYTES if end is None else min(BLOCK_BYTES, end - position)
             ):
+                if position == 0:
+                    check_is_text(block, path)
                 self.num_bytes_read += file.tell() - position
                 position = file.tell()
                 yield block
+
+    def fingerprint(self):
+        """SHA-256 of what the inputs hold.
+
+        Local files are read whole; of a URL the version counts that fsspec knows.
+
+        Returns:
+            str, 64 hexadecimal digits.
+
+        Raises:
+            ValueError: if an input cannot be read or is no text.
+        """
+        return hashlib.sha256(
+            json.dumps([_fingerprint(name) for name in self.inputs]).encode()
+        ).hexdigest()
 
     def _decoded(self, blocks, name, begin=0):
         """Text of UTF-8 blocks, without a byte order mark and carriage returns."""
@@ -387,19 +401,19 @@ class Corpus:
             ) from error
 
 
-def split_parts(pieces, held_out_every, num_before=0):
-    """Says of each piece which part of the corpus it belongs to.
+def split_parts(chunks, held_out_every, num_before=0):
+    """Says of each chunk which part of the corpus it belongs to.
 
     Args:
-        pieces: iterable of `(text, starts_document)`.
+        chunks: iterable of `(text, starts_document)`.
         held_out_every: int or None. As for `Corpus`.
         num_before: int. Pieces of the corpus that come before these.
 
     Yields:
-        `(part, text, starts_document)`; the piece after a gap starts a document.
+        `(part, text, starts_document)`; the chunk after a gap starts a document.
     """
     follows_gap = {"train": False, "held_out": False}
-    for number, (text, starts_document) in enumerate(pieces, start=num_before + 1):
+    for number, (text, starts_document) in enumerate(chunks, start=num_before + 1):
         part, other = "train", "held_out"
         if held_out_every is not None and number % held_out_every == 0:
             part, other = other, part
@@ -409,8 +423,8 @@ def split_parts(pieces, held_out_every, num_before=0):
         yield part, text, starts_document
 
 
-def split_pieces(blocks, document_separator):
-    """Splits one text into documents, long documents into pieces.
+def split_chunks(blocks, document_separator):
+    """Splits one text into documents, long documents into chunks.
 
     Args:
         blocks: iterable of str. The text, cut anywhere.
@@ -435,116 +449,46 @@ def split_pieces(blocks, document_separator):
 
 
 def _cut(text, starts_document):
-    """Yields pieces until few characters are left; returns those and the flag."""
+    """Yields chunks until few characters are left; returns those and the flag."""
     if starts_document:
         text = text.lstrip()
     begin = 0
-    while len(text) - begin > PIECE_CHARS:
-        window = text[begin : begin + PIECE_CHARS + 1]
+    while len(text) - begin > CHUNK_CHARS:
+        window = text[begin : begin + CHUNK_CHARS + 1]
         if window.isspace():
             # One character for all of it; a newline may be half of a blank line.
             blank = "\n" if "\n" in window else " "
             text, begin = blank + text[begin + len(window) :], 0
             continue
         space = max(window.rfind(" "), window.rfind("\n"), window.rfind("\t"))
-        # All the white space goes to the next piece: byte-level BPE joins a space
+        # All the white space goes to the next chunk: byte-level BPE joins a space
         # to the word after it.
-        length = len(window[: max(space, 0)].rstrip()) or PIECE_CHARS
+        length = len(window[: max(space, 0)].rstrip()) or CHUNK_CHARS
         yield window[:length], starts_document
         starts_document = False
         begin += length
     return text[begin:], starts_document
 
 
-def _inputs(source):
-    """The files of one source, or the source itself if it is no path."""
-    if source == "-" or source.startswith("tfds:"):
-        return [source]
-    if is_url(source):
-        paths, text_files = _urls(source), _text_urls
-    else:
-        path = os.path.expanduser(source)
-        paths, text_files = [path], _text_files
-        if not os.path.exists(path):
-            paths = sorted(glob.glob(path, recursive=True))
-    if not paths:
-        raise ValueError(
-            "`sources` must name files that exist. "
-            f"Received: {source!r}, which matches nothing."
-        )
-    files = [file for path in paths for file in text_files(path)]
-    if not files:
-        raise ValueError(
-            "`sources` must name directories with `.txt` or `.txt.gz` files. "
-            f"Received: {source!r}, which has none."
-        )
-    return files
-
-
-def _text_files(path):
-    """The text files below a directory, sorted by path, or the file itself."""
-    if not os.path.isdir(path):
-        return [path]
-    return sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(path)
-        for name in names
-        if name.endswith((".txt", ".txt.gz"))
-    )
-
-
-def is_url(path):
-    """Whether a path is one that fsspec opens, `gs://bucket/name` for instance."""
-    return "://" in path
-
-
-def _urls(url):
-    """The URL itself if it exists, or what it matches as a glob, sorted."""
+def _open(path):
+    """Opens a file for reading bytes."""
     import fsspec
 
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if filesystem.exists(path):
-        return [url]
-    return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
-
-
-def _text_urls(url):
-    """The text files below a URL, sorted, or the URL itself if it is a file."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if not filesystem.isdir(path):
-        return [url]
-    return sorted(
-        filesystem.unstrip_protocol(name)
-        for name in filesystem.find(path)
-        if name.endswith((".txt", ".txt.gz"))
-    )
-
-
-def _path(name):
-    """The file that an input is read from."""
-    return _spooled(sys.stdin) if name == "-" else name
+    return fsspec.open(path, "rb").open()
 
 
 def _size(path):
     """Bytes of a file."""
     with _reading(path):
-        if is_url(path):
-            import fsspec
-
-            filesystem, path = fsspec.core.url_to_fs(path)
-            return filesystem.size(path)
-        return os.path.getsize(path)
-
-
-def _open(path):
-    """Opens a file for reading bytes."""
-    if is_url(path):
         import fsspec
 
-        return fsspec.open(path, "rb").open()
-    return open(path, "rb")
+        filesystem, path = fsspec.core.url_to_fs(path)
+        return filesystem.size(path)
+
+
+def _path(name):
+    """The file that an input is read from."""
+    return _spooled(sys.stdin) if name == "-" else name
 
 
 @contextlib.contextmanager
@@ -561,7 +505,7 @@ def _reading(path):
 
 @contextlib.contextmanager
 def _reading_split(builder, source):
-    """Turns what TFDS says of an unknown split into a sentence about the source."""
+    """Turns an error about an unknown TFDS split into a sentence."""
     try:
         yield
     except (KeyError, ValueError) as error:
@@ -570,6 +514,23 @@ def _reading_split(builder, source):
             f"{', '.join(builder.info.splits)}, or a slice of one. "
             f"Received: {source}."
         ) from error
+
+
+def _fingerprint(name):
+    """What changes when the content of an input does."""
+    if name.startswith("tfds:"):
+        return name  # It has a version, and its size is in the segments.
+    path = _path(name)
+    with _reading(path):
+        if is_url(path):
+            import fsspec
+
+            filesystem, path = fsspec.core.url_to_fs(path)
+            return filesystem.ukey(path)
+        with _open(path) as file:
+            check_is_text(file.read(BLOCK_BYTES), path)
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from keras_minilmv2.distillation.relations import (
     relation_log_probs,
     split_relation_heads,
 )
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 _MOST_TOKENS = 32
 
@@ -33,7 +34,7 @@ def relation_heat_maps(
         `matplotlib.figure.Figure`. Rows and columns are tokens; a row is a
         distribution over the columns.
     """
-    ids = [int(token_id) for token_id in tokenizer(text)][: _MOST_TOKENS - 2]
+    ids = fast_tokenizer(tokenizer).ids([text])[0].tolist()[: _MOST_TOKENS - 2]
     ids = [tokenizer.start_token_id, *ids, tokenizer.end_token_id]
     tokens = [tokenizer.id_to_token(token_id) for token_id in ids]
     token_ids = ops.convert_to_tensor([ids], "int32")

@@ -120,7 +120,13 @@ def text_preprocessor(backbone, tokenizer, sequence_length):
             sequence length is below 8 or beyond the backbone's position table.
     """
     family = family_of(backbone)
-    if not isinstance(tokenizer, family.tokenizer_class):
+    backbone_class = family.backbone_class
+    # Multilingual MiniLM and E5 are BERT encoders with XLM-R's vocabulary.
+    if backbone_class is keras_hub.models.BertBackbone and isinstance(
+        tokenizer, keras_hub.models.XLMRobertaTokenizer
+    ):
+        backbone_class = keras_hub.models.XLMRobertaBackbone
+    elif not isinstance(tokenizer, family.tokenizer_class):
         raise TypeError(
             f"`tokenizer` must be a {family.tokenizer_class.__name__} for a "
             f"{family.name} backbone. Received: tokenizer of type "
@@ -133,7 +139,7 @@ def text_preprocessor(backbone, tokenizer, sequence_length):
             f"of the model. Received: sequence_length={sequence_length}, "
             f"max_sequence_length={backbone.max_sequence_length}."
         )
-    preprocessor_class = CLASSIFIERS[family.backbone_class].preprocessor_cls
+    preprocessor_class = CLASSIFIERS[backbone_class].preprocessor_cls
     return preprocessor_class(tokenizer, sequence_length=sequence_length)
 
 

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import keras_hub
 
-from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.loading import (
+    check_no_head,
+    load_backbone,
+    load_tokenizer,
+)
 from keras_minilmv2.downstream import span_model
 from keras_minilmv2.downstream.classifiers import text_preprocessor
 from keras_minilmv2.downstream.registry import TASKS
@@ -78,6 +82,7 @@ def load_saved(path):
     """
     directory, load = _find(path)
     if directory is None:
+        check_no_head(path)
         return Saved(load_backbone(path), load_tokenizer(path))
     return Saved(*load(directory), read_notes(directory))
 

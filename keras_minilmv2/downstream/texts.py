@@ -6,7 +6,9 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
+from keras_minilmv2.backbones.families import tokenizer_family
 from keras_minilmv2.downstream.batches import Features
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 # Texts tokenized at a time.
 _CHUNK = 4_096
@@ -53,8 +55,9 @@ class EncodedTexts(Features):
         return self.labels[rows]
 
     def identity(self):
-        """Token ids, lengths and labels."""
-        return self.token_ids, self.lengths, self.labels
+        """Token ids, lengths and, where they are known, labels."""
+        labels = () if self.labels is None else (self.labels,)
+        return self.token_ids, self.lengths, *labels
 
 
 def encode(texts, preprocessor, segment_ids, labels=None):
@@ -70,16 +73,18 @@ def encode(texts, preprocessor, segment_ids, labels=None):
         `EncodedTexts`.
     """
     tokenizer = preprocessor.tokenizer
+    tokenize = fast_tokenizer(tokenizer).rows
+    second_segment = tokenizer_family(tokenizer).second_segment
     if preprocessor.packer is None:
         preprocessor.build(None)
     pack = _packing(preprocessor.packer, len(texts))
     token_ids, segments, lengths = [], [], []
     for begin in range(0, len(texts[0]), _CHUNK):
-        columns = (tokenizer(column[begin : begin + _CHUNK]) for column in texts)
+        columns = (tokenize(column[begin : begin + _CHUNK]) for column in texts)
         packed, segment = (x.numpy() for x in pack(tuple(map(_ragged, columns))))
         mask = packed != tokenizer.pad_token_id
         token_ids.append(packed[mask])
-        segments.append(segment[mask].astype("uint8"))
+        segments.append(segment[mask].astype("uint8") * second_segment)
         lengths.append(mask.sum(axis=1))
     return EncodedTexts(
         np.concatenate(token_ids),

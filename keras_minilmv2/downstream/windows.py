@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_minilmv2.backbones.families import check_tokenizer, tokenizer_family
 from keras_minilmv2.downstream.batches import Features, training_epochs
-from keras_minilmv2.tokenization.offsets import offset_tokenizer
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 from keras_minilmv2.utils.checks import check_int
 from keras_minilmv2.utils.datasets import without_autotune
 
@@ -155,7 +155,7 @@ def span_features(
             context, or the tokenizer does more than tokenize.
         TypeError: if the tokenizer is of no supported kind.
     """
-    encode = offset_tokenizer(tokenizer)
+    encode = fast_tokenizer(tokenizer).offsets
     family = tokenizer_family(tokenizer)
     separators = [tokenizer.end_token_id] * family.num_separators
     num_special = 2 + len(separators)

@@ -1,21 +1,13 @@
 """Raw strings to the inputs of an encoder, as a graph of TensorFlow ops.
 
-The token ids are those of training: text becomes no special token, other Unicode
-spaces are plain ones for WordPiece, byte pairs are GPT-2's.
+The token ids are those of training: `graph_tokenizer` gives what `fast_tokenizer`
+does.
 """
 
-import keras_hub
 import tensorflow as tf
 
 from keras_minilmv2.backbones.families import tokenizer_family
-from keras_minilmv2.tokenization.byte_pair_graph import BytePairGraph
-from keras_minilmv2.tokenization.packable import (
-    check_packable,
-    without_special_tokens_in_text,
-)
-
-# Unicode's spaces and separators of lines and paragraphs, the ASCII ones left out.
-_SPACES = "[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+from keras_minilmv2.tokenization.graphs import graph_tokenizer
 
 
 class TextInputs:
@@ -37,13 +29,14 @@ class TextInputs:
     Raises:
         ValueError: if the tokenizer pads, truncates or adds special tokens itself, or
             a sequence length leaves no room for text.
-        TypeError: if the tokenizer has no start, end and pad token.
+        TypeError: if the tokenizer is of no supported kind or has no start, end and
+            pad token.
     """
 
     def __init__(
         self, tokenizer, sequence_lengths, num_texts, segment_ids, answer_mask=False
     ):
-        check_packable(tokenizer)
+        self._tokenize = graph_tokenizer(tokenizer, sequence_lengths[-1])
         self._start = [tokenizer.start_token_id]
         self._end = [tokenizer.end_token_id]
         self._pad = tokenizer.pad_token_id
@@ -59,15 +52,6 @@ class TextInputs:
                 f"{self._num_special} special tokens and a token of each text. "
                 f"Received: sequence_length={sequence_lengths[0]}."
             )
-        self._is_word_piece = isinstance(
-            tokenizer, keras_hub.tokenizers.WordPieceTokenizer
-        )
-        if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
-            self._tokenize = BytePairGraph(tokenizer, sequence_lengths[-1])
-        else:
-            self._tokenize = without_special_tokens_in_text(tokenizer)
-            # Keras exports no layer that was never called.
-            self._tokenize(["a"])
         # A graph in eager calls too, where keras-hub has another tokenizer.
         self._packed = tf.function(
             self._pack,
@@ -94,7 +78,12 @@ class TextInputs:
         return self._packed(*texts)
 
     def _pack(self, *texts):
-        segments = [self._tokenize(self._cleaned(text)) for text in texts]
+        segments = [
+            self._tokenize(
+                tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+            )
+            for text in texts
+        ]
         if len(segments) == 1:
             (segment,) = segments
             segment = segment[:, : self._lengths[-1] - self._num_special]
@@ -129,12 +118,6 @@ class TextInputs:
         if self._answer_mask:
             inputs["answer_mask"] = numbered([1, 0, 0, 1, 0])
         return inputs
-
-    def _cleaned(self, text):
-        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
-        if self._is_word_piece:
-            text = tf.strings.regex_replace(text, _SPACES, " ")
-        return text
 
     def _trimmed(self, first, second):
         """Cuts two texts to what fits, a token at a time from the longer one."""

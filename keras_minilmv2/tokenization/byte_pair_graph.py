@@ -7,8 +7,9 @@ word they ever saw in a table, which in a server grows without end.
 
 import tensorflow as tf
 import tensorflow_text as tf_text
-import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
+
+from keras_minilmv2.tokenization.byte_pairs import byte_pair_model, plain_merges
 
 # White space of Unicode; RE2's \s is that of ASCII.
 _SPACE = (
@@ -53,11 +54,7 @@ class BytePairGraph(tf.Module):
         super().__init__()
         self._add_prefix_space = tokenizer.add_prefix_space
         ids = dict(tokenizer.vocabulary)
-        pairs = [
-            tuple(merge.split(" "))
-            for merge in tokenizer.merges
-            if "#version:" not in merge
-        ]
+        pairs = [tuple(merge.split(" ")) for merge in plain_merges(tokenizer.merges)]
         byte_of_character = _bytes_of_characters()
         self._num_ids = max(ids.values()) + 1
         self._ids_of_bytes = _table(
@@ -67,7 +64,7 @@ class BytePairGraph(tf.Module):
                 if character in ids
             }
         )
-        model = tokenizers.models.BPE(vocab=ids, merges=pairs)
+        model = byte_pair_model(tokenizer)
         words = {
             token: index
             for token, index in ids.items()
@@ -131,14 +128,14 @@ class BytePairGraph(tf.Module):
             tf.gather(whole, rows),
             self._ids_of_bytes.lookup(symbols.values),
         )
-        # A byte without an id is left out, as the library does.
+        # A byte without an id is skipped, as the library does.
         present = ids >= 0
         rows, ids = tf.boolean_mask(rows, present), tf.boolean_mask(ids, present)
-        # A token of its own per known word: no pair begins or ends in it.
+        # A token of its own per known word: no pair starts or ends in it.
         num_words = tf.size(words, tf.int64)
         _, rows, ids = tf.while_loop(
-            lambda go_on, rows, ids: go_on,
-            lambda go_on, rows, ids: self._merge_once(rows, ids, num_words),
+            lambda continues, rows, ids: continues,
+            lambda continues, rows, ids: self._merge_once(rows, ids, num_words),
             (tf.size(rows) > 1, rows, ids),
             shape_invariants=(
                 tf.TensorShape([]),

@@ -155,7 +155,7 @@ def folded_charsmap(precompiled_charsmap, lowercase, strip_accents):
     steps: one table can do it all.
 
     Args:
-        precompiled_charsmap: bytes. The table to begin with.
+        precompiled_charsmap: bytes. The table to start from.
         lowercase: bool.
         strip_accents: bool.
 

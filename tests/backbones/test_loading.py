@@ -18,6 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.downstream.saved import load_saved
 from keras_minilmv2.tokenization.sentence_piece import read_model
 
 # Tiny models saved by transformers, and what transformers computes with them: see
@@ -404,19 +405,115 @@ def test_case_and_accents_follow_the_settings(tmp_path):
     assert load_tokenizer(directory).lowercase
 
 
-def test_added_tokens_extend_a_word_piece_vocabulary(tmp_path):
-    directory = copy_of("bert_teacher", tmp_path)
+ADDED = ("bert_teacher", "roberta_teacher", "xlm_roberta", "albert")
+
+
+@pytest.mark.parametrize("name", ADDED)
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_are_refused_by_name(name, special, tmp_path):
+    directory = copy_of(name, tmp_path)
     path = directory / "tokenizer.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
-    size = len(saved["model"]["vocab"])
-    saved["added_tokens"].append({"id": size, "content": "[NEW]", "special": True})
+    saved["added_tokens"].append({"id": 99, "content": "<new>", "special": special})
     edit_json(path, saved)
-    tokenizer = load_tokenizer(directory)
-    assert tokenizer.token_to_id("[NEW]") == size
-    saved["added_tokens"][-1]["id"] = size + 1
-    edit_json(path, saved)
-    with pytest.raises(ValueError, match="whose ids have no gap"):
+    with pytest.raises(ValueError, match=r"without added tokens.*<new>") as error:
         load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_added_tokens_of_the_older_layout_are_refused_by_name(name, tmp_path):
+    directory = copy_of(name, tmp_path)
+    save_older_files(name, directory)
+    (directory / "added_tokens.json").write_text('{"<new>": 99}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"without added tokens.*<new>") as error:
+        load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("bert_teacher", {"normalizer": None}, "a normalizer of BertNormalizer"),
+        (
+            "bert_teacher",
+            {"normalizer": {"type": "BertNormalizer", "clean_text": False}},
+            "'clean_text': False",
+        ),
+        (
+            "bert_teacher",
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            "a pre_tokenizer of BertPreTokenizer.*'Whitespace'",
+        ),
+        ("bert_teacher", {"model": {"type": "BPE"}}, "is WordPiece.*model_type='BPE'"),
+        (
+            "roberta_teacher",
+            {"normalizer": {"type": "Lowercase"}},
+            "a normalizer of none.*'Lowercase'",
+        ),
+        (
+            "roberta_teacher",
+            {"pre_tokenizer": {"type": "ByteLevel", "use_regex": False}},
+            "'use_regex': False",
+        ),
+        (
+            "xlm_roberta",
+            {"normalizer": {"type": "NFC"}},
+            "a normalizer of Precompiled.*'NFC'",
+        ),
+        (
+            "xlm_roberta",
+            {"model": {"type": "WordPiece", "vocab": {}}},
+            "is Unigram.*model_type='WordPiece'",
+        ),
+        ("albert", {"pre_tokenizer": {"type": "Digits"}}, "'Digits'"),
+        ("albert", {"model": {"type": "WordPiece", "vocab": {}}}, "is Unigram"),
+        ("roberta_teacher", {"model": {"type": "WordPiece"}}, "is BPE"),
+    ],
+)
+def test_other_steps_of_a_tokenizer_are_refused_by_name(
+    name, fields, message, tmp_path
+):
+    directory = copy_of(name, tmp_path)
+    edit_json(directory / "tokenizer.json", fields)
+    with pytest.raises(ValueError, match=message) as error:
+        load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+def test_a_tokenizer_class_of_another_kind_is_refused_by_name(tmp_path):
+    directory = copy_of("bert_teacher", tmp_path)
+    settings = {"tokenizer_class": "BertJapaneseTokenizer"}
+    edit_json(directory / "tokenizer_config.json", settings)
+    with pytest.raises(ValueError, match="'BertJapaneseTokenizer'") as error:
+        load_tokenizer(directory)
+    assert one_sentence(error)
+
+
+def test_a_generic_tokenizer_class_follows_its_normalizer(tmp_path):
+    directory = copy_of("bert_teacher", tmp_path)
+    settings = {"tokenizer_class": "TokenizersBackend", "do_lower_case": False}
+    edit_json(directory / "tokenizer_config.json", settings)
+    assert load_tokenizer(directory).lowercase
+
+
+def test_bert_over_the_vocabulary_of_xlm_roberta_needs_no_class(tmp_path):
+    directory = copy_of("xlm_roberta", tmp_path)
+    edit_json(directory / "config.json", {"model_type": "bert"})
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    edit_json(directory / "tokenizer_config.json", settings)
+    assert isinstance(load_tokenizer(directory), keras_hub.models.XLMRobertaTokenizer)
+
+
+def test_a_model_with_a_head_is_no_encoder_alone(tmp_path):
+    config = {"architectures": ["BertForSequenceClassification"]}
+    directory = copy_of("bert_teacher", tmp_path, config=config)
+    message = "head of a BertForSequenceClassification would be lost"
+    with pytest.raises(ValueError, match=message) as error:
+        load_saved(directory)
+    assert one_sentence(error)
+    edit_json(directory / "config.json", {"architectures": ["BertForMaskedLM"]})
+    assert load_saved(directory).tokenizer is not None
 
 
 def test_eager_calls_of_roberta_split_words(tmp_path):
@@ -500,17 +597,6 @@ def test_xlm_roberta_applies_the_saved_table(tmp_path):
     edit_json(directory / "tokenizer.json", {"normalizer": normalizer})
     ids = token_ids(load_tokenizer(directory), [narrow, spaced, wide])
     assert ids[0] == ids[1] == ids[2]
-
-
-def test_xlm_roberta_with_added_tokens_raises(tmp_path):
-    directory = copy_of("xlm_roberta", tmp_path)
-    path = directory / "tokenizer.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    saved["added_tokens"].append({"id": 99, "content": "<new>", "special": True})
-    edit_json(path, saved)
-    with pytest.raises(ValueError, match=r"without added tokens.*<new>") as error:
-        load_tokenizer(directory)
-    assert one_sentence(error)
 
 
 def test_albert_keeps_a_comma_after_a_digit_apart(tmp_path):

@@ -241,10 +241,12 @@ def test_texts_without_a_token_raise():
             shrink_vocabulary(backbone, tokenizer, texts)
 
 
-@pytest.mark.parametrize("min_count", [0, 1.5, True])
-def test_min_count_must_be_positive(min_count):
+@pytest.mark.parametrize(
+    ("min_count", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_min_count_must_be_positive(min_count, error):
     backbone, tokenizer = make_pair("bert")
-    with pytest.raises(ValueError, match="`min_count` must be a positive int"):
+    with pytest.raises(error, match="`min_count` must be an int of at least 1"):
         shrink_vocabulary(backbone, tokenizer, KEPT, min_count=min_count)
 
 

@@ -11,20 +11,19 @@ from small_tokenizers import (
     WORDS,
     byte_pair_vocabulary,
     make_tokenizer,
-    word_piece_vocabulary,
+    word_chunk_vocabulary,
 )
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
 from keras_minilmv2.data.packing import (
-    COMMON,
     batches,
     corpus_errors,
     packed_examples,
-    piece_batches,
     require_examples,
     tokenize_function,
 )
 from keras_minilmv2.data.text import Corpus
+from keras_minilmv2.tokenization.fast import COMMON
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -113,8 +112,8 @@ def test_cutting_a_document_does_not_change_its_tokens(tokenizer, corpus):
     cut = [
         (word if i == 0 else " " + word, i == 0) for i, word in enumerate(long.split())
     ]
-    pieces = columns(packed_examples(cut, tokenizer, 64))
-    np.testing.assert_array_equal(pieces["token_ids"], whole["token_ids"])
+    chunks = columns(packed_examples(cut, tokenizer, 64))
+    np.testing.assert_array_equal(chunks["token_ids"], whole["token_ids"])
 
 
 def test_special_tokens_stand_where_the_family_wants_them(tokenizer, corpus):
@@ -167,8 +166,8 @@ def test_corpus_without_text_gives_no_examples(bert_tokenizer):
 
 
 def test_document_without_tokens_keeps_its_separator(bert_tokenizer):
-    pieces = [("fox", True), ("\u200b", True), ("dog", True)]
-    (example,) = packed_examples(pieces, bert_tokenizer, 6)
+    chunks = [("fox", True), ("\u200b", True), ("dog", True)]
+    (example,) = packed_examples(chunks, bert_tokenizer, 6)
     end = bert_tokenizer.end_token_id
     fox, dog = (bert_tokenizer.token_to_id(word) for word in ("fox", "dog"))
     expected = [bert_tokenizer.start_token_id, fox, end, end, dog, end]
@@ -202,8 +201,8 @@ UNICODE_SPACES = [
 ]
 
 
-def test_word_piece_splits_at_unicode_white_space_as_hugging_face_does():
-    vocabulary = word_piece_vocabulary()
+def test_word_chunk_splits_at_unicode_white_space_as_hugging_face_does():
+    vocabulary = word_chunk_vocabulary()
     ids = {token: index for index, token in enumerate(vocabulary)}
     expected = BertWordPieceTokenizer(ids, lowercase=True)
     tokenizer = make_tokenizer("Bert", lowercase=True)
@@ -218,7 +217,7 @@ def test_word_piece_splits_at_unicode_white_space_as_hugging_face_does():
 
 
 @pytest.mark.parametrize("family", ["XLMRoberta", "Albert"])
-def test_sentence_piece_splits_at_a_no_break_space(family):
+def test_sentence_chunk_splits_at_a_no_break_space(family):
     tokenizer = make_tokenizer(family)
     tokens = [
         packed_examples([(f"the{space}fox", True)], tokenizer, 32)
@@ -229,16 +228,16 @@ def test_sentence_piece_splits_at_a_no_break_space(family):
 
 
 def test_tokens_without_tf_data_are_the_same(tokenizer, corpus):
-    pieces = list(corpus)
+    chunks = list(corpus)
     function = tokenize_function(tokenizer)
-    batches = piece_batches(pieces, 1_000)
-    found = np.concatenate([function(*batch) for batch in batches])
-    (example,) = packed_examples(pieces, tokenizer, len(found) + 2)
+    texts, starts = zip(*chunks, strict=True)
+    found = function(texts, [False, *starts[1:]])
+    (example,) = packed_examples(chunks, tokenizer, len(found) + 2)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(example["token_ids"][1:-1], found)
 
 
-def test_word_piece_options_survive_packing():
+def test_word_chunk_options_survive_packing():
     tokenizer = make_tokenizer(
         "Bert", special_tokens_in_strings=True, lowercase=True, split_on_cjk=False
     )
@@ -479,7 +478,7 @@ def test_tokenizer_that_packs_itself_is_refused(corpus, family, option, value):
 
 
 def test_tokenizer_without_special_tokens_is_refused(corpus):
-    tokenizer = keras_hub.tokenizers.WordPieceTokenizer(word_piece_vocabulary())
+    tokenizer = keras_hub.tokenizers.WordPieceTokenizer(word_chunk_vocabulary())
     message = (
         "`tokenizer` must have a `start_token_id`. "
         "Received: tokenizer of type WordPieceTokenizer."

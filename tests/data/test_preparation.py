@@ -20,6 +20,7 @@ from keras_minilmv2.data.packing import packed_examples
 from keras_minilmv2.data.preparation import prepare
 from keras_minilmv2.data.shards import PreparedExamples, read_manifest
 from keras_minilmv2.data.text import Corpus, split_parts
+from keras_minilmv2.utils.locks import InUseError
 
 UNIT_BYTES = 1_000
 TOKENIZE_FUNCTION = functools.cache(preparation.tokenize_function)
@@ -79,7 +80,7 @@ def prepare_small(
 
 
 def packed(corpus, tokenizer, sequence_length=32):
-    """The examples of a corpus or of pieces, by tf.data."""
+    """The examples of a corpus or of chunks, by tf.data."""
     examples = packed_examples(corpus, tokenizer, sequence_length)
     rows = list(examples.as_numpy_iterator())
     return {
@@ -119,15 +120,15 @@ def test_every_unit_is_packed_alone(path, tokenizer, output_dir):
     units = corpus.units(3_000)
     assert len(units) > 3
     for unit in units:
-        pieces = list(corpus.unit_pieces(unit))
+        chunks = list(corpus.unit_chunks(unit))
         for part, rows in expected.items():
             chosen = [
                 (text, starts_document)
-                for other, text, starts_document in split_parts(pieces, 5, num_before)
+                for other, text, starts_document in split_parts(chunks, 5, num_before)
                 if other == part
             ]
             rows.append(packed(chosen, tokenizer))
-        num_before += len(pieces)
+        num_before += len(chunks)
     for part, rows in expected.items():
         joined = {
             key: np.concatenate([row[key] for row in rows])
@@ -162,8 +163,8 @@ def test_standard_input_is_prepared(tokenizer, output_dir, monkeypatch):
     monkeypatch.setattr(sys, "stdin", text)
     manifest = prepare(Corpus("-"), tokenizer, 16, output_dir)
     assert manifest.num_documents == 2
-    pieces = [("the quick fox", True), ("jumps over the dog", True)]
-    expected = packed(pieces, tokenizer, 16)
+    chunks = [("the quick fox", True), ("jumps over the dog", True)]
+    expected = packed(chunks, tokenizer, 16)
     assert_equal(PreparedExamples(output_dir)[:], expected)
 
 
@@ -249,21 +250,21 @@ def test_progress_of_a_resumed_run_does_not_count_what_it_found(
 
 
 def interruption(monkeypatch, after):
-    """A context in which a corpus stops after a number of pieces."""
-    pieces = Corpus.unit_pieces
+    """A context in which a corpus stops after a number of chunks."""
+    chunks = Corpus.unit_chunks
     count = 0
 
     def interrupted(self, unit):
         nonlocal count
-        for piece in pieces(self, unit):
+        for chunk in chunks(self, unit):
             count += 1
             if count > after:
                 raise KeyboardInterrupt
-            yield piece
+            yield chunk
 
     context = monkeypatch.context()
     patch = context.__enter__()
-    patch.setattr(Corpus, "unit_pieces", interrupted)
+    patch.setattr(Corpus, "unit_chunks", interrupted)
 
     class _Context:
         def __enter__(self):
@@ -598,3 +599,28 @@ def test_tokenizer_that_packs_itself_is_refused(path, output_dir):
     with pytest.raises(ValueError, match="^`tokenizer` must not set `sequence_length`"):
         prepare_small(path, tokenizer, output_dir)
     assert not output_dir.exists()
+
+
+HOLD = """
+import sys, time
+from keras_minilmv2.data.storage import Storage
+
+with Storage(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_prepares_in_a_directory(path, tokenizer, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(InUseError, match=f"which process {process.pid} on"):
+        prepare_small(path, tokenizer, tmp_path / "out")
+    process.kill()
+    process.communicate()
+    prepare_small(path, tokenizer, tmp_path / "out")
+    assert not [entry for entry in (tmp_path / "out").iterdir() if entry.name[0] == "."]

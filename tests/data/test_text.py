@@ -16,10 +16,10 @@ import tensorflow_datasets as tfds
 from keras_minilmv2.data import text as text_module
 from keras_minilmv2.data.text import (
     BLOCK_BYTES,
-    PIECE_CHARS,
+    CHUNK_CHARS,
     Corpus,
+    split_chunks,
     split_parts,
-    split_pieces,
 )
 
 
@@ -76,7 +76,7 @@ def write(path, text):
 
 
 def documents(corpus):
-    """The documents of a corpus, their pieces joined."""
+    """The documents of a corpus, their chunks joined."""
     found = []
     for text, starts_document in corpus:
         if starts_document:
@@ -115,10 +115,10 @@ def test_a_file_ends_a_document_under_every_separator(tmp_path):
 def test_documents_do_not_depend_on_where_blocks_end():
     text = "a b\nc\n \nd\n\n\ne  f\n" * 7
     for separator in ("blank_line", "line", "file"):
-        whole = list(split_pieces([text], separator))
+        whole = list(split_chunks([text], separator))
         for size in (1, 2, 3, 5):
             blocks = [text[i : i + size] for i in range(0, len(text), size)]
-            assert list(split_pieces(blocks, separator)) == whole
+            assert list(split_chunks(blocks, separator)) == whole
 
 
 def test_a_corpus_equals_a_reading_line_by_line(data_dir):
@@ -147,43 +147,43 @@ def test_a_file_without_text_gives_no_documents(tmp_path):
 # Pieces.
 
 
-def test_pieces_of_a_long_document_join_to_the_document(tmp_path):
+def test_chunks_of_a_long_document_join_to_the_document(tmp_path):
     words = " ".join(f"word{number}" for number in range(20_000))
     path = write(tmp_path / "a.txt", "short\n\n" + words + "\n\nshort")
-    pieces = list(Corpus(path))
-    assert documents(pieces) == ["short", words, "short"]
-    assert len(pieces) == pytest.approx(len(words) / PIECE_CHARS + 2, abs=1)
-    assert max(len(text) for text, _ in pieces) <= PIECE_CHARS
-    continued = [text for text, starts_document in pieces if not starts_document]
+    chunks = list(Corpus(path))
+    assert documents(chunks) == ["short", words, "short"]
+    assert len(chunks) == pytest.approx(len(words) / CHUNK_CHARS + 2, abs=1)
+    assert max(len(text) for text, _ in chunks) <= CHUNK_CHARS
+    continued = [text for text, starts_document in chunks if not starts_document]
     assert all(re.match(r" word\d", text) for text in continued)
-    assert not any(text.endswith(" ") for text, _ in pieces)
+    assert not any(text.endswith(" ") for text, _ in chunks)
 
 
-def test_pieces_are_cut_before_all_of_the_white_space():
-    text = "x" * (PIECE_CHARS - 3) + " \n\t y"
+def test_chunks_are_cut_before_all_of_the_white_space():
+    text = "x" * (CHUNK_CHARS - 3) + " \n\t y"
     for separator in ("line", "file"):
-        assert documents(split_pieces([text], separator)) == (
-            [text] if separator == "file" else ["x" * (PIECE_CHARS - 3), "y"]
+        assert documents(split_chunks([text], separator)) == (
+            [text] if separator == "file" else ["x" * (CHUNK_CHARS - 3), "y"]
         )
-    assert [t for t, _ in split_pieces([text], "file")] == [text[:-5], text[-5:]]
+    assert [t for t, _ in split_chunks([text], "file")] == [text[:-5], text[-5:]]
 
 
 def test_text_without_white_space_is_cut_between_characters():
-    text = "語" * (2 * PIECE_CHARS + 5)
-    pieces = [piece for piece, _ in split_pieces([text], "blank_line")]
-    assert [len(piece) for piece in pieces] == [PIECE_CHARS, PIECE_CHARS, 5]
-    assert "".join(pieces) == text
+    text = "語" * (2 * CHUNK_CHARS + 5)
+    chunks = [chunk for chunk, _ in split_chunks([text], "blank_line")]
+    assert [len(chunk) for chunk in chunks] == [CHUNK_CHARS, CHUNK_CHARS, 5]
+    assert "".join(chunks) == text
 
 
 def test_very_long_white_space_is_shortened():
-    spaces = " " * (5 * PIECE_CHARS)
+    spaces = " " * (5 * CHUNK_CHARS)
     for separator in ("blank_line", "line", "file"):
         text = ["a", spaces, spaces, "b", spaces]
-        (joined,) = documents(split_pieces(text, separator))
+        (joined,) = documents(split_chunks(text, separator))
         assert joined.split() == ["a", "b"]
-        assert len(joined) <= PIECE_CHARS + 2
+        assert len(joined) <= CHUNK_CHARS + 2
     text = ["a", spaces, "\n", spaces, spaces, "\nb"]
-    assert documents(split_pieces(text, "blank_line")) == ["a", "b"]
+    assert documents(split_chunks(text, "blank_line")) == ["a", "b"]
 
 
 def test_memory_does_not_grow_with_a_line(tmp_path):
@@ -301,8 +301,8 @@ def test_byte_order_mark_and_carriage_returns_are_dropped(tmp_path):
 def test_carriage_return_at_the_end_of_a_block_is_no_line_of_its_own(tmp_path):
     start = b"x" * (BLOCK_BYTES - 1)
     path = write(tmp_path / "a.txt", start + b"\r\ny")
-    pieces = list(Corpus(path, document_separator="blank_line"))
-    assert documents(pieces) == [start.decode() + "\ny"]
+    chunks = list(Corpus(path, document_separator="blank_line"))
+    assert documents(chunks) == [start.decode() + "\ny"]
 
 
 def test_character_across_two_blocks_is_read(tmp_path):
@@ -403,7 +403,7 @@ def test_a_book_has_text_in_both_parts(tmp_path):
     assert set(numbers[0]).isdisjoint(numbers[1])
     assert sorted(numbers[0] + numbers[1]) == sorted(words)
     assert 0.1 < len(numbers[1]) / len(words) < 0.4
-    # A piece after a gap starts a document, without white space before it.
+    # A chunk after a gap starts a document, without white space before it.
     assert [starts_document for _, starts_document in train][:5] == [
         True,
         False,
@@ -518,8 +518,8 @@ def test_unknown_text_feature_is_named(tfds_dir, feature):
 # Units.
 
 
-def unit_pieces(corpus, unit_bytes):
-    return [list(corpus.unit_pieces(unit)) for unit in corpus.units(unit_bytes)]
+def unit_chunks(corpus, unit_bytes):
+    return [list(corpus.unit_chunks(unit)) for unit in corpus.units(unit_bytes)]
 
 
 @pytest.mark.parametrize("separator", ["blank_line", "line", "file"])
@@ -531,8 +531,8 @@ def test_units_one_after_the_other_are_the_corpus(tmp_path, monkeypatch, separat
         write(tmp_path / f"{number}.txt", "\ufeff" + "".join(signs))
     corpus = Corpus(tmp_path, document_separator=separator)
     for unit_bytes in (1, 5, 40, 1_000, 10_000):
-        pieces = unit_pieces(corpus, unit_bytes)
-        assert [piece for unit in pieces for piece in unit] == list(corpus)
+        chunks = unit_chunks(corpus, unit_bytes)
+        assert [chunk for unit in chunks for chunk in unit] == list(corpus)
         segments = [segment for unit in corpus.units(unit_bytes) for segment in unit]
         assert all(s.end == s.size or s.end - s.begin >= unit_bytes for s in segments)
         if separator != "file":
@@ -557,30 +557,30 @@ def test_a_compressed_file_is_not_cut(tmp_path):
     path = write(tmp_path / "a.txt.gz", "\n\n".join(map(str, range(5_000))))
     corpus = Corpus(path)
     (unit,) = corpus.units(1_000)
-    assert len(list(corpus.unit_pieces(unit))) == 5_000
+    assert len(list(corpus.unit_chunks(unit))) == 5_000
     assert corpus.num_bytes_read == path.stat().st_size == unit[0].num_bytes
 
 
 def test_a_unit_of_standard_input_is_read_from_its_copy(monkeypatch):
     stdin = io.TextIOWrapper(io.BytesIO(b"one\n\ntwo\n\nthree"))
     monkeypatch.setattr(sys, "stdin", stdin)
-    pieces = unit_pieces(Corpus("-"), 5)
-    assert pieces == [[("one", True), ("two", True)], [("three", True)]]
+    chunks = unit_chunks(Corpus("-"), 5)
+    assert chunks == [[("one", True), ("two", True)], [("three", True)]]
 
 
 def test_parts_of_a_tfds_split_are_the_split(tfds_dir):
     source = "tfds:news_for_tests/de@train[1:]"
     corpus = Corpus(source, tfds_data_dir=tfds_dir)
-    pieces = unit_pieces(corpus, 100)
-    assert len(pieces) > 1
-    assert [piece for unit in pieces for piece in unit] == list(corpus)
+    chunks = unit_chunks(corpus, 100)
+    assert len(chunks) > 1
+    assert [chunk for unit in chunks for chunk in unit] == list(corpus)
 
 
 def test_bytes_read_are_counted(tmp_path):
     path = write(tmp_path / "a.txt", "one\n\ntwo\n\n" * 50_000)
     corpus = Corpus(path)
     assert len(corpus.units(100_000)) == 5
-    unit_pieces(corpus, 100_000)
+    unit_chunks(corpus, 100_000)
     assert corpus.num_bytes_read == path.stat().st_size
 
 
@@ -589,9 +589,9 @@ def test_offset_of_malformed_bytes_counts_from_the_start_of_the_file(tmp_path):
     corpus = Corpus(path)
     assert len(corpus.units(1_000)) == 5
     with pytest.raises(ValueError, match="byte 0xff at offset 5000"):
-        unit_pieces(corpus, 1_000)
+        unit_chunks(corpus, 1_000)
     corpus = Corpus(path, decode_errors="replace")
-    unit_pieces(corpus, 1_000)
+    unit_chunks(corpus, 1_000)
     list(corpus)
     assert corpus.num_decode_errors == 2  # once in a unit, once in the file
 
@@ -600,9 +600,9 @@ def test_parts_can_be_split_from_any_unit_on(tmp_path):
     path = write(tmp_path / "a.txt", "\n\n".join(f"document {n}" for n in range(100)))
     corpus = Corpus(path, held_out_every=7)
     found, num_before = [], 0
-    for pieces in unit_pieces(corpus, 50):
-        found += split_parts(pieces, 7, num_before)
-        num_before += len(pieces)
+    for chunks in unit_chunks(corpus, 50):
+        found += split_parts(chunks, 7, num_before)
+        num_before += len(chunks)
     for part in ("train", "held_out"):
         expected = list(Corpus(path, held_out_every=7, part=part))
         assert [(text, start) for p, text, start in found if p == part] == expected
@@ -637,8 +637,8 @@ def memory():
 def test_a_url_is_a_source(source, expected):
     corpus = Corpus(source)
     assert documents(corpus) == expected
-    pieces = [piece for unit in unit_pieces(corpus, 5) for piece in unit]
-    assert pieces == list(corpus)
+    chunks = [chunk for unit in unit_chunks(corpus, 5) for chunk in unit]
+    assert chunks == list(corpus)
 
 
 @pytest.mark.usefixtures("memory")

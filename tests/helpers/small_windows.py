@@ -7,7 +7,7 @@ from small_tokenizers import make_tokenizer
 
 from keras_minilmv2.downstream.reader import SpanExample
 from keras_minilmv2.downstream.windows import span_features
-from keras_minilmv2.tokenization.offsets import offset_tokenizer
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 CONTEXT = "the quick brown fox jumps over the lazy dog"
 
@@ -40,4 +40,4 @@ def family_features(family):
 
 @functools.cache
 def encode(family):
-    return offset_tokenizer(make_tokenizer(family))
+    return fast_tokenizer(make_tokenizer(family)).offsets

@@ -1,11 +1,9 @@
-r"""A keras-nlp tokenizer as the files that transformers reads.
+"""A keras-nlp tokenizer as the files that transformers reads.
 
-`tokenizer.json` holds what the keras-nlp class computes, step by step, so that both
-give the same token ids; the older vocabulary files lie beside it. A WordPiece tokenizer
-of keras-nlp is not transformers' `BertTokenizer`: it splits words by other rules, and
-folds case where that one only lower-cases. Its steps are therefore spelled out, and
-named `PreTrainedTokenizerFast`, the class that takes tokenizer.json as it is;
-transformers 5 builds a `BertTokenizer` or `AlbertTokenizer` anew from the vocabulary.
+`tokenizer.json` gives the token ids of `fast_tokenizer`; the older vocabulary files lie
+beside it. ALBERT's is named `PreTrainedTokenizerFast`, the class that takes
+tokenizer.json as it is: transformers 5 builds an `AlbertTokenizer` anew from the
+vocabulary, without its normalization table.
 """
 
 import json
@@ -13,7 +11,6 @@ from dataclasses import dataclass
 
 import keras_hub
 from tokenizers import (
-    Regex,
     Tokenizer,
     decoders,
     models,
@@ -23,21 +20,12 @@ from tokenizers import (
 )
 
 from keras_minilmv2.tokenization import sentence_piece as spm
+from keras_minilmv2.tokenization.byte_pairs import plain_merges
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 from keras_minilmv2.utils.files import write_json
 
-# keras-nlp's expressions, as the contents of a character class. All of them:
-# `\s` of RE2 is ASCII, and so spelled out.
-_SPACE = r" \t\n\f\r\p{Cc}\p{Cf}"
-_PUNCTUATION = r"!-/:-@\[-`{-~\p{P}"
-_CJK = (
-    r"\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2CEAF}"
-    r"\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}"
-)
-# Default_Ignorable_Code_Point, as far as NFKC leaves them and they are no spaces.
-_IGNORABLE = (
-    r"\x{34F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{FE00}-\x{FE0F}"
-    r"\x{E0000}-\x{E0FFF}"
-)
+# The class that takes tokenizer.json as it is.
+_GENERIC_CLASS = "PreTrainedTokenizerFast"
 
 
 @dataclass(frozen=True)
@@ -122,24 +110,14 @@ def _template(backend, start, end, pair):
 def _word_piece(tokenizer):
     """BERT, DistilBERT and ELECTRA."""
     vocabulary = tokenizer.get_vocabulary()
-    backend = Tokenizer(
-        models.WordPiece(
-            {piece: i for i, piece in enumerate(vocabulary)},
-            unk_token=tokenizer.oov_token,
-            continuing_subword_prefix=tokenizer.suffix_indicator,
-            max_input_chars_per_word=100,
-        )
-    )
-    backend.normalizer = word_piece_normalizer(
-        tokenizer.lowercase, tokenizer.strip_accents, tokenizer.split_on_cjk
-    )
-    backend.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
+    backend = fast_tokenizer(tokenizer).new_backend()
     backend.decoder = decoders.WordPiece(prefix=tokenizer.suffix_indicator)
     start, end = tokenizer.cls_token, tokenizer.sep_token
     _template(backend, start, end, f"{start} $A {end} $B:1 {end}:1")
     return TokenizerFiles(
         backend,
-        "PreTrainedTokenizerFast",
+        # transformers 5 builds a BertTokenizer anew, with this indicator.
+        "BertTokenizer" if tokenizer.suffix_indicator == "##" else _GENERIC_CLASS,
         {
             "unk_token": tokenizer.oov_token,
             "sep_token": tokenizer.sep_token,
@@ -156,65 +134,9 @@ def _word_piece(tokenizer):
     )
 
 
-def word_piece_normalizer(lowercase, strip_accents, split_on_cjk):
-    r"""The text cleaning of keras-nlp's WordPiece tokenizers.
-
-    Words come out with `"\n"` between them: keras-nlp folds case after it has split
-    words, and "…" becomes one word of three full stops.
-
-    Args:
-        lowercase: bool.
-        strip_accents: bool.
-        split_on_cjk: bool.
-
-    Returns:
-        A `tokenizers.normalizers.Normalizer`. It folds case by Unicode's
-        NFKC_Casefold, save for Cherokee and nine old forms of Cyrillic letters.
-    """
-    words = _PUNCTUATION
-    steps = []
-    if split_on_cjk:
-        words += _CJK
-        steps.append(_apart(_CJK))
-    if strip_accents:
-        steps += [normalizers.NFD(), _replace(r"\p{Mn}", "")]
-    steps += [_replace(_SPACE, "\n"), _apart(words)]
-    if lowercase:
-        steps += [
-            normalizers.NFKD(),
-            normalizers.Lowercase(),
-            # What folding changes and lower-casing does not.
-            normalizers.Replace("ß", "ss"),
-            normalizers.Replace(
-                "\N{GREEK SMALL LETTER FINAL SIGMA}", "\N{GREEK SMALL LETTER SIGMA}"
-            ),
-            normalizers.Replace(
-                "\N{COMBINING GREEK YPOGEGRAMMENI}", "\N{GREEK SMALL LETTER IOTA}"
-            ),
-            normalizers.NFKC(),
-            _replace(_IGNORABLE, ""),
-        ]
-    return normalizers.Sequence(steps)
-
-
-def _replace(characters, content):
-    return normalizers.Replace(Regex(f"[{characters}]"), content)
-
-
-def _apart(characters):
-    """Sets these characters apart from what stands around them."""
-    # Not at the ends of the text: tokenizers 0.23 panics over a match there.
-    return normalizers.Replace(
-        Regex(rf"(?<=[{characters}])(?!\z)|(?!\A)(?=[{characters}])"), "\n"
-    )
-
-
 def _byte_pair(tokenizer):
     """RoBERTa."""
-    merges = [merge for merge in tokenizer.merges if "#version:" not in merge]
-    backend = Tokenizer(
-        models.BPE(tokenizer.vocabulary, [tuple(merge.split(" ")) for merge in merges])
-    )
+    backend = fast_tokenizer(tokenizer).new_backend()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(
         add_prefix_space=tokenizer.add_prefix_space
     )
@@ -229,7 +151,9 @@ def _byte_pair(tokenizer):
     if "<unk>" in tokenizer.vocabulary:
         special_tokens["unk_token"] = "<unk>"
     vocabulary = json.dumps(dict(tokenizer.vocabulary), ensure_ascii=False)
-    merges = "".join(f"{merge}\n" for merge in ["#version: 0.2", *merges])
+    merges = "".join(
+        f"{merge}\n" for merge in ["#version: 0.2", *plain_merges(tokenizer.merges)]
+    )
     return TokenizerFiles(
         backend,
         "RobertaTokenizer",
@@ -325,7 +249,7 @@ def _albert(tokenizer):
     _template(backend, start, end, f"{start} $A {end} $B:1 {end}:1")
     return TokenizerFiles(
         backend,
-        "PreTrainedTokenizerFast",
+        _GENERIC_CLASS,
         {
             "bos_token": start,
             "eos_token": end,

@@ -18,8 +18,60 @@ from keras_minilmv2.backbones.preset_files import (
     read_json,
 )
 from keras_minilmv2.tokenization import sentence_piece as spm
+from keras_minilmv2.tokenization.byte_pairs import plain_merges
 
 _XLM_R_START = ["<s>", "<pad>", "</s>", "<unk>"]
+_SPECIAL_TOKENS = {
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *(*_XLM_R_START, "<mask>"),
+}
+
+# Classes that take tokenizer.json as it is.
+_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+# Steps of tokenizer.json by the type of its model. A field of a step that is not named
+# here may have any value; one that is missing has the value named.
+_EXPECTED_STEPS = {
+    "WordPiece": {
+        "normalizer": [{"type": "BertNormalizer", "clean_text": True}],
+        "pre_tokenizer": [{"type": "BertPreTokenizer"}],
+        "model": {"max_input_chars_per_word": 100},
+    },
+    "BPE": {
+        "normalizer": [],
+        "pre_tokenizer": [{"type": "ByteLevel", "use_regex": True}],
+        "model": {
+            "dropout": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "byte_fallback": False,
+            "ignore_merges": False,
+        },
+    },
+    "Unigram": {
+        "normalizer": [
+            {"type": "Precompiled"},
+            {"type": "NFKD"},
+            {"type": "StripAccents"},
+            {"type": "Lowercase"},
+            {"type": "Strip"},
+            {"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
+            {"type": "Replace", "pattern": {"String": "''"}, "content": '"'},
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}},
+        ],
+        "pre_tokenizer": [
+            {"type": "WhitespaceSplit"},
+            {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed"},
+            {
+                "type": "Metaspace",
+                "replacement": "\u2581",
+                "prepend_scheme": "always",
+                "split": True,
+            },
+        ],
+        "model": {"byte_fallback": False},
+    },
+}
 
 # What reading a vocabulary of another form than expected raises.
 _MALFORMED = (
@@ -36,6 +88,8 @@ _MALFORMED = (
 def load_hugging_face_tokenizer(preset, config, saved):
     """Builds the tokenizer of a Hugging Face model.
 
+    What the directory says about its tokenizer is followed or refused by name.
+
     Args:
         preset: str. A hub handle or a directory.
         config: dict. The content of its `config.json`.
@@ -47,19 +101,33 @@ def load_hugging_face_tokenizer(preset, config, saved):
     Raises:
         ValueError: as `load_tokenizer` does.
     """
-    tokenizer_class = hugging_face_family(preset, config).tokenizer_class
+    family_class = hugging_face_family(preset, config).tokenizer_class
     settings = read_json(preset, "tokenizer_config.json") or {}
+    declared = settings.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    tokenizer_class = family_class
     # Multilingual MiniLM and E5 are BERT encoders with XLM-R's vocabulary.
-    if "XLMRoberta" in (settings.get("tokenizer_class") or ""):
+    if declared.startswith("XLMRoberta") or _has_xlm_roberta_pieces(preset, saved):
         tokenizer_class = keras_hub.models.XLMRobertaTokenizer
-    build = {
-        keras_hub.models.RobertaTokenizer: _byte_pair_arguments,
-        keras_hub.models.XLMRobertaTokenizer: _xlm_roberta_arguments,
-        keras_hub.models.AlbertTokenizer: _albert_arguments,
-    }.get(tokenizer_class, _word_piece_arguments)
-    rule = f"hold the vocabulary of a {tokenizer_class.__name__}"
+    kind, classes, build = _KINDS.get(tokenizer_class, _WORD_PIECE)
+    if declared.removesuffix("Fast") not in classes and not (
+        declared in _GENERIC_CLASSES and saved is not None
+    ):
+        raise preset_error(
+            preset,
+            f"have a tokenizer_class that is one of {', '.join(sorted(classes)[1:])}, "
+            "or a tokenizer.json",
+            tokenizer_class=declared,
+        )
+    rule = f"hold the vocabulary of a {tokenizer_class.__name__}, which is {kind}"
     try:
-        arguments = build(preset, settings, saved)
+        if saved is not None:
+            model = saved["model"]
+            # Versions before 0.9 of `tokenizers` write no type.
+            if model.get("type", kind) != kind:
+                raise preset_error(preset, rule, model_type=model["type"])
+            _check_steps(preset, saved, kind, rule)
+        _check_added_tokens(preset, settings, saved, tokenizer_class)
+        arguments = build(preset, settings, saved, declared not in _GENERIC_CLASSES)
     except _MALFORMED as error:
         raise preset_error(preset, rule, error=first_line(error)) from error
     try:
@@ -68,6 +136,75 @@ def load_hugging_face_tokenizer(preset, config, saved):
         # A special token is missing, or a merge names an unknown piece.
         raise preset_error(preset, rule, error=first_line(error)) from error
     return split_words_like_gpt2(tokenizer)
+
+
+def _has_xlm_roberta_pieces(preset, saved):
+    """Whether the vocabulary is XLM-R's, whatever the layers are."""
+    if saved is None:
+        return (
+            find_file(preset, "sentencepiece.bpe.model") is not None
+            and find_file(preset, "vocab.txt") is None
+        )
+    model = saved.get("model")
+    pieces = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(pieces, list):
+        return False
+    return [piece[0] for piece in pieces[:4] if piece] == _XLM_R_START
+
+
+def _check_steps(preset, saved, kind, rule):
+    """Refuses a tokenizer.json with other steps than those that are computed."""
+    expected = _EXPECTED_STEPS[kind]
+    for name in ("normalizer", "pre_tokenizer"):
+        steps = _steps(saved.get(name))
+        known = expected[name]
+        # A normalizer of byte pairs or SentencePiece may be missing, no other step.
+        if not steps and (name == "pre_tokenizer" or kind == "WordPiece"):
+            steps = [{"type": None}]
+        for step in steps:
+            if not any(_is_step(step, other) for other in known):
+                names = " or ".join(dict.fromkeys(other["type"] for other in known))
+                raise preset_error(
+                    preset,
+                    f"{rule}, with a {name} of {names or 'none'} as its family has it",
+                    **{name: _shortened(step)},
+                )
+    model = saved["model"]
+    for name, value in expected["model"].items():
+        if (model.get(name) or value) != value:
+            raise preset_error(
+                preset, f"{rule}, with {name}={value!r}", **{name: model[name]}
+            )
+
+
+def _is_step(step, expected):
+    """Whether a step of tokenizer.json has the fields of the expected one."""
+    return all(step.get(name, value) == value for name, value in expected.items())
+
+
+def _shortened(step):
+    return {name: value for name, value in step.items() if len(str(value)) < 100}
+
+
+def _check_added_tokens(preset, settings, saved, tokenizer_class):
+    """Refuses tokens beside the vocabulary: text would be split at them."""
+    special = set()
+    for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        token = settings.get(f"{role}_token")
+        special.add(token.get("content") if isinstance(token, dict) else token)
+    special.update(_SPECIAL_TOKENS)
+    added = [token["content"] for token in _added_tokens(saved or {}).values()]
+    if saved is None:
+        added += read_json(preset, "added_tokens.json") or {}
+        decoder = settings.get("added_tokens_decoder") or {}
+        added += [token["content"] for token in decoder.values()]
+    if more := sorted(set(added) - special):
+        raise preset_error(
+            preset,
+            "hold a vocabulary without added tokens, which keras-nlp does not keep "
+            f"whole in text, for a {tokenizer_class.__name__}",
+            added_tokens=more,
+        )
 
 
 def split_words_like_gpt2(tokenizer):
@@ -103,35 +240,43 @@ def _added_tokens(saved):
     return {token["id"]: token for token in saved.get("added_tokens", [])}
 
 
-def _steps(normalizer):
-    """The steps of a normalizer of tokenizer.json, nested sequences laid flat."""
-    if normalizer is None:
+def _steps(part):
+    """The steps of a part of tokenizer.json, nested sequences laid flat."""
+    if part is None:
         return []
-    if normalizer["type"] == "Sequence":
-        return [step for part in normalizer["normalizers"] for step in _steps(part)]
-    return [normalizer]
+    if part["type"] == "Sequence":
+        nested = part.get("normalizers") or part["pretokenizers"]
+        return [step for inner in nested for step in _steps(inner)]
+    return [part]
 
 
-def _word_piece_arguments(preset, settings, saved):
+def _word_piece_arguments(preset, settings, saved, settings_count):
     """Arguments of a tokenizer with BERT's vocabulary."""
     normalizer = {}
     options = {}
     if saved is None:
+        for name, value in (("do_basic_tokenize", True), ("never_split", None)):
+            if (settings.get(name) or value) != value or settings.get(name) is False:
+                raise preset_error(
+                    preset,
+                    f"have {name}={value} in its tokenizer_config.json",
+                    **{name: settings[name]},
+                )
         with open(_require(preset, "vocab.txt"), encoding="utf-8") as file:
             # Not splitlines: a piece may be some other kind of line break.
             vocabulary = [line.rstrip("\n") for line in file]
     else:
         model = saved["model"]
         ids = dict(model["vocab"])
-        ids.update({token["content"]: i for i, token in _added_tokens(saved).items()})
         vocabulary = sorted(ids, key=ids.get)
         if [ids[piece] for piece in vocabulary] != list(range(len(ids))):
             raise preset_error(preset, "hold a vocabulary whose ids have no gap")
         options["suffix_indicator"] = model["continuing_subword_prefix"]
         options["oov_token"] = model["unk_token"]
-        for step in _steps(saved["normalizer"]):
-            if step["type"] == "BertNormalizer":
-                normalizer = step
+        [normalizer] = _steps(saved.get("normalizer"))
+    # transformers' BertTokenizer sets the normalizer anew; a generic class does not.
+    if not settings_count:
+        settings = {}
     lowercase = settings.get("do_lower_case", normalizer.get("lowercase", True))
     strip_accents = settings.get("strip_accents", normalizer.get("strip_accents"))
     return {
@@ -146,15 +291,14 @@ def _word_piece_arguments(preset, settings, saved):
     }
 
 
-def _byte_pair_arguments(preset, settings, saved):
+def _byte_pair_arguments(preset, settings, saved, settings_count):
     """Arguments of a tokenizer with RoBERTa's vocabulary."""
     pre_tokenizer = {}
     if saved is None:
         with open(_require(preset, "vocab.json"), encoding="utf-8") as file:
             vocabulary = json.load(file)
         with open(_require(preset, "merges.txt"), encoding="utf-8") as file:
-            merges = [line.rstrip("\n") for line in file]
-        merges = [merge for merge in merges if merge and "#version" not in merge]
+            merges = plain_merges(line.rstrip("\n") for line in file)
     else:
         model = saved["model"]
         added = {token["content"]: i for i, token in _added_tokens(saved).items()}
@@ -163,7 +307,9 @@ def _byte_pair_arguments(preset, settings, saved):
             merge if isinstance(merge, str) else " ".join(merge)
             for merge in model["merges"]
         ]
-        pre_tokenizer = saved["pre_tokenizer"]
+        [pre_tokenizer] = _steps(saved.get("pre_tokenizer"))
+    if not settings_count:
+        settings = {}
     return {
         "vocabulary": vocabulary,
         "merges": merges,
@@ -175,29 +321,27 @@ def _byte_pair_arguments(preset, settings, saved):
 
 def _charsmap(saved):
     """The normalization table of a SentencePiece model in tokenizer.json."""
-    for step in _steps(saved["normalizer"]):
+    for step in _steps(saved.get("normalizer")):
         if step["type"] == "Precompiled":
             return base64.b64decode(step["precompiled_charsmap"])
     return spm.whitespace_charsmap()
 
 
-def _xlm_roberta_arguments(preset, settings, saved):
+def _xlm_roberta_arguments(preset, settings, saved, settings_count):
     """Arguments of a tokenizer with XLM-R's vocabulary."""
     if saved is None:
         model = spm.read_model(_require(preset, "sentencepiece.bpe.model"))
         return {"proto": model.SerializeToString()}
     vocabulary = saved["model"]["vocab"]
     names = [piece for piece, _ in vocabulary]
-    added = [token["content"] for token in _added_tokens(saved).values()]
     # XLMRobertaTokenizer knows these five by their places and has no others.
-    if names[:4] != _XLM_R_START or names[-1] != "<mask>" or set(added) - set(names):
+    if names[:4] != _XLM_R_START or names[-1] != "<mask>":
         raise preset_error(
             preset,
-            "hold a vocabulary that begins with <s> <pad> </s> <unk> and ends with "
-            "<mask>, without added tokens",
-            begins_with=names[:4],
+            "hold a vocabulary that starts with <s> <pad> </s> <unk> and ends with "
+            "<mask>",
+            starts_with=names[:4],
             ends_with=names[-1],
-            added_tokens=sorted(set(added) - set(names)),
         )
     # The three special pieces of the SentencePiece model; the tokenizer shifts ids.
     pieces = [
@@ -212,7 +356,7 @@ def _xlm_roberta_arguments(preset, settings, saved):
     return {"proto": model.SerializeToString()}
 
 
-def _albert_arguments(preset, settings, saved):
+def _albert_arguments(preset, settings, saved, settings_count):
     """Arguments of a tokenizer with ALBERT's vocabulary."""
     if saved is None:
         model = spm.read_model(_require(preset, "spiece.model"))
@@ -221,10 +365,7 @@ def _albert_arguments(preset, settings, saved):
         steps = {"Lowercase", "StripAccents"}
     else:
         vocabulary = saved["model"]["vocab"]
-        kinds = {
-            i: spm.CONTROL if token["special"] else spm.USER_DEFINED
-            for i, token in _added_tokens(saved).items()
-        }
+        kinds = dict.fromkeys(_added_tokens(saved), spm.CONTROL)
         if max(kinds, default=0) >= len(vocabulary):
             raise preset_error(preset, "hold a vocabulary without added tokens")
         unk_id = saved["model"]["unk_id"]
@@ -242,7 +383,7 @@ def _albert_arguments(preset, settings, saved):
             eos_id=-1,
             pad_id=names.index("<pad>") if "<pad>" in names else -1,
         )
-        steps = {step["type"] for step in _steps(saved["normalizer"])}
+        steps = {step["type"] for step in _steps(saved.get("normalizer"))}
     table = model.normalizer_spec.precompiled_charsmap
     # The table of an exported tokenizer is all the cleaning there is.
     if steps == {"Precompiled"} or spm.is_folded(table):
@@ -267,3 +408,28 @@ def _discourage_number_commas(model):
             and piece.piece[-2].isdigit()
         ):
             piece.score -= 100.0
+
+
+_WORD_PIECE = (
+    "WordPiece",
+    {"", "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"},
+    _word_piece_arguments,
+)
+# By class, the model of tokenizer.json, the classes of transformers, what reads it.
+_KINDS = {
+    keras_hub.models.RobertaTokenizer: (
+        "BPE",
+        {"", "RobertaTokenizer"},
+        _byte_pair_arguments,
+    ),
+    keras_hub.models.XLMRobertaTokenizer: (
+        "Unigram",
+        {"", "XLMRobertaTokenizer"},
+        _xlm_roberta_arguments,
+    ),
+    keras_hub.models.AlbertTokenizer: (
+        "Unigram",
+        {"", "AlbertTokenizer"},
+        _albert_arguments,
+    ),
+}

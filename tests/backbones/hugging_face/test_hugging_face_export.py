@@ -23,12 +23,12 @@ from small_vocabularies import (
 
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
-from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.variants import Variant, set_variant, variant_of
 from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
 from keras_minilmv2.downstream.classifiers import ElectraTextClassifier
 from keras_minilmv2.tokenization import sentence_piece as spm
+from keras_minilmv2.tokenization.fast import fast_tokenizer
 
 # Models that transformers saved, with tanh-GELU where keras-nlp computes that: see
 # tests/reference/make_reference.py. check_hugging_face_export.py beside it compares
@@ -45,7 +45,7 @@ def read(path):
 
 
 def token_ids(tokenizer, texts):
-    return [[int(i) for i in row] for row in split_words_like_gpt2(tokenizer)(texts)]
+    return [row.tolist() for row in fast_tokenizer(tokenizer).rows(texts)]
 
 
 def saved_token_ids(directory, texts):
