@@ -199,14 +199,14 @@ def _table(what, facts):
 
 
 def _shown(value):
-    """A value as one cell of a table, without the characters that would end it."""
+    """A value as text of one cell of a table, without markup of HTML."""
     if isinstance(value, Mapping):
         return ", ".join(f"{_shown(name)} {_shown(v)}" for name, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
     if isinstance(value, float):
         return f"{value:g}"
-    return html.escape(_line(value), quote=False).replace("|", r"\|")
+    return html.escape(_line(value), quote=False)
 
 
 def _code(value):
