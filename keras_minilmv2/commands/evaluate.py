@@ -42,7 +42,7 @@ def add(commands):
     command.add_argument(
         "--strict",
         action="store_true",
-        help="of squad1, squad2 and mlqa: an answer that is not where the file says is "
+        help="of squad1, squad2 and mlqa: an answer that is not at its answer_start is "
         "an error",
     )
     add_overwrite(command, "the evaluation that the output directory holds")

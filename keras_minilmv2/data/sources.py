@@ -47,16 +47,20 @@ def find_inputs(sources):
     Raises:
         ValueError: if a source has no text file, or two hold the same one.
     """
-    inputs, skipped, source_of = [], {}, {}
-    for source in sources:
+    inputs, skipped, first_source = [], {}, {}
+    for number, source in enumerate(sources):
+        found = {}
         for name in _inputs(source, skipped):
-            identity = _identity(name)
-            other = source_of.setdefault(identity, source)
-            if other != source or identity in map(_identity, inputs[-1:]):
+            if found.setdefault(_identity(name), name) != name:
+                skipped[name] = "linked twice"
+        for identity, name in found.items():
+            if identity in first_source:
+                other = sources[first_source[identity]]
                 raise ValueError(
                     "`sources` must name every input once. "
                     f"Received: {name!r}, which is in {other!r} and in {source!r}."
                 )
+            first_source[identity] = number
             inputs.append(name)
     return tuple(inputs), skipped
 

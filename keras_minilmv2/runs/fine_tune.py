@@ -23,7 +23,6 @@ from keras_minilmv2.runs.directory import (
     FINISHED,
     RunDirectory,
     RunKind,
-    check_new,
     writing,
 )
 from keras_minilmv2.runs.grid import (
@@ -72,8 +71,8 @@ class FineTuningSettings(Settings):
             are cut into windows of this length. Defaults to the task's.
         doc_stride: int, tokens from the start of one window of a context to the next.
             Of question answering alone; defaults to the task's.
-        strict: bool. Of question answering alone: whether an answer that is not where
-            the file says is an error.
+        strict: bool. Of question answering alone: whether an answer that is not at its
+            `answer_start` is an error.
         num_train_examples: int. Train on N examples, drawn once for all seeds. Defaults
             to all.
         num_dev_examples: int. Score N examples of each language, drawn once. Defaults
@@ -189,6 +188,31 @@ KIND = RunKind(
     settings_class=_Compared,
     settings_file="settings.json",
     outputs=("settings.json", CELLS, "model", *_EVALUATION, *OUTPUTS),
+    evidence=("settings.json",),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvaluationSettings(Settings):
+    """What must be the same for an evaluation to be one that was written before."""
+
+    task: str
+    split: str
+    model: str = not_compared()
+    weights_sha256: str
+    data_sha256: str
+
+    @classmethod
+    def _noun(cls):
+        return "The settings of an evaluation"
+
+
+EVALUATION = RunKind(
+    name="evaluate",
+    settings_class=_EvaluationSettings,
+    settings_file="settings.json",
+    outputs=("settings.json", *_EVALUATION),
+    last="metrics.json",
     evidence=("settings.json",),
 )
 
@@ -370,14 +394,14 @@ def evaluate_model(
         data_dir: str or path of the task's published files. None for TFDS.
         tfds_data_dir: str or path. Where TFDS keeps its data.
         split: str. Defaults to the task's dev split.
-        output_dir: str or path of a new or empty directory for `metrics.json` and
-            `predictions/`; None writes nothing.
+        output_dir: str or path of a new or empty directory for `metrics.json`,
+            `predictions/` and `settings.json`; None writes nothing.
         num_examples: int. Score N examples of each language, drawn once. Defaults to
             all.
         languages: sequence of str. Of MLQA alone; defaults to all that there are files
             of.
-        strict: bool. Of question answering alone: whether an answer that is not where
-            the file says is an error.
+        strict: bool. Of question answering alone: whether an answer that is not at its
+            `answer_start` is an error.
         overwrite: bool. Whether another evaluation there may be replaced.
 
     Returns:
@@ -400,15 +424,28 @@ def evaluate_model(
     options = _given({"languages": languages, "strict": strict})
     task = task.with_options(saved.backbone, **saved.sizes, **options)
     split = task.dev_split if split is None else split
-    if output_dir is not None:
-        check_new(output_dir, overwrite, outputs=_EVALUATION)
     examples = task.load(split, data_dir, tfds_data_dir)
     if num_examples is not None:
         examples = examples.sample(num_examples)
-    evaluation = _evaluate(saved, task, split, examples)
-    if output_dir is not None:
-        with writing(output_dir):
-            _write_evaluations(Path(output_dir), [evaluation])
+    features = task.features(examples, saved.backbone, saved.tokenizer)
+    if output_dir is None:
+        return task.evaluate(saved.model, features, split, examples)
+    settings = _EvaluationSettings(
+        task=task.name,
+        split=split,
+        model=str(model),
+        weights_sha256=sha256(*saved.model.get_weights()),
+        data_sha256=sha256(*features.identity()),
+    )
+    with RunDirectory.open(
+        output_dir, settings, EVALUATION, overwrite, reads={"model": model}
+    ) as directory:
+        evaluation = task.evaluate(saved.model, features, split, examples)
+        if directory.state != FINISHED:
+            directory.start()
+            with writing(directory.path):
+                _write_evaluations(directory.path, [evaluation])
+            directory.finish()
     return evaluation
 
 

@@ -94,6 +94,7 @@ def test_what_a_directory_skips_is_counted(tmp_path):
     "names",
     [
         ("a.txt", "a.txt"),
+        (".", "."),
         (".", "a.txt"),
         ("a.txt", "*.txt"),
         ("a.txt", "link.txt"),
@@ -102,7 +103,8 @@ def test_what_a_directory_skips_is_counted(tmp_path):
     ],
 )
 def test_an_input_that_two_sources_hold_is_refused(tmp_path, names):
-    (tmp_path / "a.txt").write_text("the fox")
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("the fox")
     if "link.txt" in names:
         (tmp_path / "link.txt").symlink_to(tmp_path / "a.txt")
     sources = [

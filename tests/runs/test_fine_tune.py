@@ -391,11 +391,20 @@ def test_evaluation_writes_predictions_and_metrics(finished, data, tmp_path):
     assert evaluation.metrics == result.evaluations["dev"].metrics
     assert str(evaluation).startswith("SST-2 dev, 40 examples: accuracy ")
     assert {entry.name for entry in (tmp_path / "out").iterdir()} == {
-        "metrics.json",
-        "predictions",
+        *("metrics.json", "predictions", "settings.json", ".run.json")
     }
-    with pytest.raises(FileExistsError, match="must be empty or new.*metrics.json"):
-        evaluate_model(result.output_dir, data_dir=data, output_dir=tmp_path / "out")
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+    again = evaluate_model(
+        result.output_dir, data_dir=data, output_dir=tmp_path / "out"
+    )
+    assert again.metrics == evaluation.metrics
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    with pytest.raises(FileExistsError, match="other settings. .* split='dev'"):
+        evaluate_model(
+            result.output_dir, data_dir=data, split="test", output_dir=tmp_path / "out"
+        )
+    with pytest.raises(ValueError, match="`model` must not lie in `output_dir`"):
+        evaluate_model(result.output_dir, data_dir=data, output_dir=result.output_dir)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match="must be a directory.*a file"):
         evaluate_model(result.output_dir, data_dir=data, output_dir=tmp_path / "file")
