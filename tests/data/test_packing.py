@@ -11,7 +11,7 @@ from small_tokenizers import (
     WORDS,
     byte_pair_vocabulary,
     make_tokenizer,
-    word_chunk_vocabulary,
+    word_piece_vocabulary,
 )
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 
@@ -201,8 +201,8 @@ UNICODE_SPACES = [
 ]
 
 
-def test_word_chunk_splits_at_unicode_white_space_as_hugging_face_does():
-    vocabulary = word_chunk_vocabulary()
+def test_word_piece_splits_at_unicode_white_space_as_hugging_face_does():
+    vocabulary = word_piece_vocabulary()
     ids = {token: index for index, token in enumerate(vocabulary)}
     expected = BertWordPieceTokenizer(ids, lowercase=True)
     tokenizer = make_tokenizer("Bert", lowercase=True)
@@ -217,7 +217,7 @@ def test_word_chunk_splits_at_unicode_white_space_as_hugging_face_does():
 
 
 @pytest.mark.parametrize("family", ["XLMRoberta", "Albert"])
-def test_sentence_chunk_splits_at_a_no_break_space(family):
+def test_sentence_piece_splits_at_a_no_break_space(family):
     tokenizer = make_tokenizer(family)
     tokens = [
         packed_examples([(f"the{space}fox", True)], tokenizer, 32)
@@ -237,7 +237,7 @@ def test_tokens_without_tf_data_are_the_same(tokenizer, corpus):
     np.testing.assert_array_equal(example["token_ids"][1:-1], found)
 
 
-def test_word_chunk_options_survive_packing():
+def test_word_piece_options_survive_packing():
     tokenizer = make_tokenizer(
         "Bert", special_tokens_in_strings=True, lowercase=True, split_on_cjk=False
     )
@@ -478,7 +478,7 @@ def test_tokenizer_that_packs_itself_is_refused(corpus, family, option, value):
 
 
 def test_tokenizer_without_special_tokens_is_refused(corpus):
-    tokenizer = keras_hub.tokenizers.WordPieceTokenizer(word_chunk_vocabulary())
+    tokenizer = keras_hub.tokenizers.WordPieceTokenizer(word_piece_vocabulary())
     message = (
         "`tokenizer` must have a `start_token_id`. "
         "Received: tokenizer of type WordPieceTokenizer."

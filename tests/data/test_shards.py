@@ -8,7 +8,7 @@ import keras_hub
 import numpy as np
 import pytest
 from small_examples import numbers, write_examples
-from small_tokenizers import FAMILIES, make_tokenizer, word_chunk_vocabulary
+from small_tokenizers import FAMILIES, make_tokenizer, word_piece_vocabulary
 
 from keras_minilmv2.backbones.loading import load_tokenizer
 from keras_minilmv2.backbones.saving import save_student
@@ -314,7 +314,7 @@ def test_identity_differs_with_an_option_that_changes_ids(family, options):
 
 
 def test_identity_differs_with_the_order_of_the_vocabulary():
-    vocabulary = word_chunk_vocabulary()
+    vocabulary = word_piece_vocabulary()
     vocabulary[-2:] = vocabulary[:-3:-1]
     other = keras_hub.models.BertTokenizer(vocabulary)
     assert tokenizer_identity(other) != tokenizer_identity(make_tokenizer("Bert"))
