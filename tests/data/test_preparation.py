@@ -1,5 +1,4 @@
 import errno
-import functools
 import io
 import os
 import re
@@ -23,7 +22,6 @@ from keras_minilmv2.data.text import Corpus, split_parts
 from keras_minilmv2.utils.locks import InUseError
 
 UNIT_BYTES = 1_000
-TOKENIZE_FUNCTION = functools.cache(preparation.tokenize_function)
 
 
 @pytest.fixture
@@ -39,12 +37,6 @@ def path(tmp_path):
     with file.open("a") as last:
         last.write("\n\n" + " ".join(rng.choice(WORDS, size=4_000)))
     return tmp_path / "texts"
-
-
-@pytest.fixture(autouse=True)
-def _tokenize_functions_are_kept(monkeypatch):
-    """Tracing one takes longer than preparing a small corpus."""
-    monkeypatch.setattr(preparation, "tokenize_function", TOKENIZE_FUNCTION)
 
 
 @pytest.fixture
