@@ -1,5 +1,4 @@
 import errno
-import functools
 import io
 import os
 import re
@@ -15,14 +14,13 @@ import numpy as np
 import pytest
 from small_tokenizers import FAMILIES, WORDS, make_tokenizer
 
-from keras_minilmv2.data import preparation
+from keras_minilmv2.data import packing, preparation
 from keras_minilmv2.data.packing import packed_examples
 from keras_minilmv2.data.preparation import prepare
 from keras_minilmv2.data.shards import PreparedExamples, read_manifest
 from keras_minilmv2.data.text import Corpus, split_parts
 
 UNIT_BYTES = 1_000
-TOKENIZE_FUNCTION = functools.cache(preparation.tokenize_function)
 
 
 @pytest.fixture
@@ -38,12 +36,6 @@ def path(tmp_path):
     with file.open("a") as last:
         last.write("\n\n" + " ".join(rng.choice(WORDS, size=4_000)))
     return tmp_path / "texts"
-
-
-@pytest.fixture(autouse=True)
-def _tokenize_functions_are_kept(monkeypatch):
-    """Tracing one takes longer than preparing a small corpus."""
-    monkeypatch.setattr(preparation, "tokenize_function", TOKENIZE_FUNCTION)
 
 
 @pytest.fixture
@@ -144,7 +136,7 @@ def test_every_unit_is_packed_alone(path, tokenizer, output_dir):
 def test_batches_of_text_may_end_anywhere(family, path, tmp_path, monkeypatch):
     tokenizer = make_tokenizer(family)
     prepare_small(path, tokenizer, tmp_path / "a", unit_bytes=10**6)
-    monkeypatch.setattr(preparation, "BATCH_CHARS", 100)
+    monkeypatch.setattr(packing, "BATCH_CHARS", 100)
     prepare_small(path, tokenizer, tmp_path / "b", unit_bytes=10**6, num_workers=3)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
