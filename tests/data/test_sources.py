@@ -38,7 +38,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path, content, what, decode_errors)
     with pytest.raises(ValueError, match=message):
         list(corpus)
     with pytest.raises(ValueError, match=message):
-        corpus.fingerprint()
+        corpus.fingerprints()
 
 
 def test_what_a_gzip_file_holds_is_looked_at_too(tmp_path):
@@ -132,7 +132,7 @@ def test_a_remote_corpus_edited_to_the_same_size_is_noticed():
     found = []
     for word in ("fox", "dog"):
         filesystem.pipe("/edited/a.txt", f"the {word}".encode())
-        found.append(Corpus("memory://edited/a.txt").fingerprint())
+        found.append(Corpus("memory://edited/a.txt").fingerprints())
     assert found[0] != found[1]
 
 
