@@ -119,11 +119,13 @@ def require_examples(corpus, tokenizer, sequence_length, num_examples=1):
         ValueError: if there are fewer, or the corpus cannot be read.
     """
     check_packing(tokenizer, sequence_length)
+    fast = fast_tokenizer(tokenizer)
     num_needed = num_examples * (sequence_length - 2)
     num_found = 0
     with corpus_errors(corpus):
-        for _, num_tokens in _packed_blocks(corpus, tokenizer, sequence_length):
-            num_found += int(np.sum(num_tokens - 2))
+        for text, starts_document in corpus:
+            separators = int(starts_document and num_found > 0)
+            num_found += separators + len(fast.ids([text])[0])
             if num_found >= num_needed:
                 return
     part = ""

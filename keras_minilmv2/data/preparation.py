@@ -166,7 +166,8 @@ class Plan:
         settings: `Settings`.
         storage: `Storage`.
         records: dict by number of unit of what its preparation left in a file:
-            a dict of `num_pieces`, `num_documents`, `num_decode_errors`, `shards`.
+            a dict of `num_pieces`, `num_documents`, `num_decode_errors`,
+            `contents_sha256` and `shards`.
     """
 
     def __init__(self, corpus, tokenizer, sequence_length, output_dir, unit_bytes):
@@ -180,6 +181,7 @@ class Plan:
         self.corpus = corpus
         self.storage = Storage(output_dir)
         self.units = corpus.units(unit_bytes)
+        self._fingerprints = corpus.fingerprints()
         self.records = {}
         segments = itertools.chain.from_iterable(self.units)
         inputs = [
@@ -198,7 +200,7 @@ class Plan:
             text_feature=corpus.text_feature,
             held_out_every=corpus.held_out_every,
             unit_bytes=unit_bytes,
-            contents_sha256=corpus.fingerprint(),
+            contents_sha256=self.contents_sha256(corpus.inputs),
         )
 
     @property
@@ -237,9 +239,15 @@ class Plan:
             self._remove_unfinished(sizes)
             return manifest
         elif _SETTINGS in sizes:
-            self._require_equal(self._settings_found())
+            found = self._settings_found()
+            contents_sha256 = self.settings.contents_sha256
+            # Units whose inputs were edited are prepared again.
+            self._require_equal(
+                dataclasses.replace(found, contents_sha256=contents_sha256)
+            )
             self.read_records(sizes)
-            return None
+            if found == self.settings:
+                return None
         text = json.dumps(dataclasses.asdict(self.settings), indent=2)
         self.storage.write_text(_SETTINGS, text + "\n")
         return None
@@ -258,11 +266,25 @@ class Plan:
                 record = json.loads(self.storage.read_text(name))
                 if not verify or all(map(self._is_whole, record["shards"])):
                     self.records[number] = record
+        for number in sorted(self.records) if verify else ():
+            inputs = [segment.name for segment in self.units[number]]
+            expected = self.contents_sha256(inputs)
+            if self.records[number].get("contents_sha256", expected) != expected:
+                # What is held out of later units depends on the ones before them.
+                for later in [n for n in self.records if n >= number]:
+                    self.storage.remove(_record_name(later))
+                    del self.records[later]
+                break
+
+    def contents_sha256(self, inputs):
+        """SHA-256 of what inputs hold, by their names."""
+        found = [self._fingerprints[name] for name in dict.fromkeys(inputs)]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def record(self, number, **record):
         """Notes that a unit is finished."""
         text = json.dumps(record, indent=2)
-        self.storage.write_text(f"unfinished-{number:05}.json", text + "\n")
+        self.storage.write_text(_record_name(number), text + "\n")
         return record
 
     def finish(self, tokenizer_name):
@@ -459,6 +481,7 @@ def prepare_unit(
         num_pieces=num_pieces,
         num_documents=num_documents,
         num_decode_errors=corpus.num_decode_errors - num_errors_before,
+        contents_sha256=plan.contents_sha256(segment.name for segment in unit),
         shards=[dataclasses.asdict(Shard(**shard)) for shard in shards],
     )
 
@@ -505,6 +528,10 @@ class _PartWriter:
             "num_bytes": os.path.getsize(self._path),
             "sha256": file_sha256(self._path),
         }
+
+
+def _record_name(number):
+    return f"unfinished-{number:05}.json"
 
 
 @contextlib.contextmanager

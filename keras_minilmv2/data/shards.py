@@ -78,8 +78,8 @@ class Settings:
         text_feature: str. As given to `Corpus`.
         held_out_every: int or None. As given to `Corpus`.
         unit_bytes: int. Bytes of text that are packed together.
-        contents_sha256: str or None. `Corpus.fingerprint`; None of what a version
-            before it prepared.
+        contents_sha256: str or None. Checksum of what the files found hold; None of
+            what an earlier version prepared.
     """
 
     tokenizer_class: str

@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import os
 import re
 import shutil
@@ -290,20 +289,19 @@ class Corpus:
                 position = file.tell()
                 yield block
 
-    def fingerprint(self):
-        """SHA-256 of what the inputs hold.
+    def fingerprints(self):
+        """What changes when the content of an input does, by name of the input.
 
-        Local files are read whole; of a URL the version counts that fsspec knows.
+        That is the SHA-256 of a local file, which is read whole, and the version that
+        fsspec knows of a URL.
 
         Returns:
-            str, 64 hexadecimal digits.
+            dict of str.
 
         Raises:
             ValueError: if an input cannot be read or is no text.
         """
-        return hashlib.sha256(
-            json.dumps([_fingerprint(name) for name in self.inputs]).encode()
-        ).hexdigest()
+        return {name: _fingerprint(name) for name in self.inputs}
 
     def _decoded(self, blocks, name, begin=0):
         """Text of UTF-8 blocks, without a byte order mark and carriage returns."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_tokenizers import FAMILIES, WORDS, make_tokenizer
 
-from keras_minilmv2.data import preparation
+from keras_minilmv2.data import packing, preparation
 from keras_minilmv2.data.packing import packed_examples
 from keras_minilmv2.data.preparation import prepare
 from keras_minilmv2.data.shards import PreparedExamples, read_manifest
@@ -137,7 +137,7 @@ def test_every_unit_is_packed_alone(path, tokenizer, output_dir):
 def test_batches_of_text_may_end_anywhere(family, path, tmp_path, monkeypatch):
     tokenizer = make_tokenizer(family)
     prepare_small(path, tokenizer, tmp_path / "a", unit_bytes=10**6)
-    monkeypatch.setattr(preparation, "BATCH_CHARS", 100)
+    monkeypatch.setattr(packing, "BATCH_CHARS", 100)
     prepare_small(path, tokenizer, tmp_path / "b", unit_bytes=10**6, num_workers=3)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -417,8 +417,8 @@ def test_memory_does_not_grow_with_the_corpus(path, tmp_path, unit_bytes):
         ({"document_separator": "line"}, ["document_separator='line' (not 'blank"]),
         ({"tokenizer": "Electra"}, ["tokenizer_class='Electra", "tokenizer_sha256='"]),
         ({"tokenizer": "lowercase"}, ["tokenizer_sha256='"]),
-        ({"path": "0.txt"}, ["sources=('", "inputs_sha256='"]),
-        ({"text": "more"}, ["inputs_sha256='"]),
+        ({"path": "0.txt"}, ["sources=('", "inputs_sha256='", "contents_sha256='"]),
+        ({"text": "more"}, ["inputs_sha256='", "contents_sha256='"]),
     ],
 )
 def test_other_settings_are_refused_and_named(
@@ -429,6 +429,8 @@ def test_other_settings_are_refused_and_named(
     else:
         with interruption(monkeypatch, 60), pytest.raises(KeyboardInterrupt):
             prepare_small(path, tokenizer, output_dir)
+        # Units of edited files would be prepared again.
+        names = [name for name in names if name[:8] != "contents"]
     before = contents(output_dir)
     change = dict(change)
     if "text" in change:
@@ -559,6 +561,18 @@ def test_malformed_text_is_named_and_the_run_resumed(path, tokenizer, output_dir
     prepare_small(path, tokenizer, output_dir)
 
 
+def test_units_of_a_file_edited_to_the_same_size_are_prepared_again(
+    path, tokenizer, tmp_path, monkeypatch
+):
+    with interruption(monkeypatch, 60), pytest.raises(KeyboardInterrupt):
+        prepare_small(path, tokenizer, tmp_path / "resumed")
+    edited = path / "1.txt"
+    edited.write_text(edited.read_text().replace("fox", "dog"))
+    prepare_small(path, tokenizer, tmp_path / "resumed")
+    prepare_small(path, tokenizer, tmp_path / "fresh")
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "fresh")
+
+
 @pytest.mark.parametrize("text", ["", "\n\n \n"])
 def test_corpus_without_text_is_named(tmp_path, tokenizer, output_dir, text):
     (tmp_path / "a.txt").write_text(text)
@@ -581,7 +595,7 @@ def test_held_out_part_alone_is_refused(path, tokenizer, output_dir):
 
 
 def test_unit_without_bytes_is_refused(path, tokenizer, output_dir):
-    message = "`unit_bytes` must be at least 1. Received: unit_bytes=0."
+    message = "`unit_bytes` must be an int of at least 1. Received: unit_bytes=0."
     with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
         prepare_small(path, tokenizer, output_dir, unit_bytes=0)
 

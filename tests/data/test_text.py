@@ -453,8 +453,8 @@ def test_tfds_text_feature_is_chosen(tfds_dir):
 
 
 def test_tfds_and_files_mix(tfds_dir, tmp_path):
-    path = write(tmp_path / "a.txt", "a")
-    sources = [path, "tfds:news_for_tests/en@test", path]
+    first, last = (write(tmp_path / name, "a") for name in ("a.txt", "b.txt"))
+    sources = [first, "tfds:news_for_tests/en@test", last]
     found = documents(Corpus(sources, tfds_data_dir=tfds_dir))
     assert len(found) == 4
     assert found[0] == found[-1] == "a"
@@ -661,16 +661,17 @@ def test_url_that_matches_nothing_is_named():
         ),
         (
             {"decode_errors": "ignore"},
-            '`decode_errors` must be "strict" or "replace". '
+            "`decode_errors` must be one of strict, replace. "
             "Received: decode_errors='ignore'.",
         ),
         (
             {"held_out_every": 1},
-            "`held_out_every` must be at least 2. Received: held_out_every=1.",
+            "`held_out_every` must be an int of at least 2. "
+            "Received: held_out_every=1.",
         ),
         (
             {"part": "test"},
-            '`part` must be "train" or "held_out". Received: part=\'test\'.',
+            "`part` must be one of train, held_out. Received: part='test'.",
         ),
         (
             {"part": "held_out"},
