@@ -104,13 +104,13 @@ def test_a_tokenizer_that_packs_itself_is_refused():
     )
 
 
-def test_a_tokenizer_without_special_tokens_is_refused():
+def test_a_tokenizer_of_another_kind_is_refused():
     tokenizer = keras_hub.tokenizers.ByteTokenizer()
     with pytest.raises(TypeError) as caught:
         TextInputs(tokenizer, (16,), 1, True)
     assert str(caught.value) == (
-        "`tokenizer` must have a `start_token_id`. "
-        "Received: tokenizer of type ByteTokenizer."
+        "`tokenizer` must be one of WordPieceTokenizer, BytePairTokenizer, "
+        "SentencePieceTokenizer. Received: tokenizer of type ByteTokenizer."
     )
 
 
