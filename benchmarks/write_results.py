@@ -52,7 +52,7 @@ again, on a machine that does nothing else:
 PYTHONPATH=. python benchmarks/write_results.py benchmarks/results/*.json
 ```
 
-`TORCH` is a Python that has PyTorch and transformers; rows of PyTorch are left out
+`TORCH` is a Python that has PyTorch and transformers; rows of PyTorch are skipped
 without. Competitors are processes of their own, warmed up, that take turns; times are
 medians with the smallest and the largest, memory is the peak of the whole process in
 units of 10^6 bytes. All models have random weights."""

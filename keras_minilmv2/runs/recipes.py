@@ -51,7 +51,7 @@ class Recipe(Settings):
         tfds_data_dir: str or None. Where TFDS keeps its data sets.
         sequence_length: int, tokens.
         batch_size: int, sequences, global.
-        held_out_every: int. Every so many-th piece of the corpus is held out.
+        held_out_every: int. Every N-th chunk of the corpus is held out.
         held_out_examples: int, sequences that the held-out loss is computed on.
         peak_learning_rate: float.
         warmup_steps: int, optimizer updates.

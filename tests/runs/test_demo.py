@@ -26,7 +26,7 @@ def test_demo_distils_compares_and_says_where_things_are(tmp_path):
         tmp_path / "out",
         corpus=[str(tmp_path / "texts" / "topic-*.txt")],
         total_steps=8,
-        say=lines.append,
+        log=lines.append,
     )
     output = "\n".join(lines)
     student, before, untrained, truncated = losses.values()
