@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
     from keras_minilmv2.downstream.saved import load_saved
     from keras_minilmv2.downstream.tasks import Task
-    from keras_minilmv2.runs.fine_tune import (
-        FineTuningSettings,
-        evaluate_model,
-        fine_tune,
-    )
+    from keras_minilmv2.runs.evaluate import evaluate_model
+    from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
     from keras_minilmv2.runs.recipes import Recipe, load_recipe
     from keras_minilmv2.serving.saved_model import export_saved_model
     from keras_minilmv2.training.schedule import WarmupLinearDecay, adamw
@@ -43,7 +40,7 @@ _MODULE_OF_NAME = {
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
     "batches": "data.packing",
-    "evaluate_model": "runs.fine_tune",
+    "evaluate_model": "runs.evaluate",
     "export_saved_model": "serving.saved_model",
     "export_to_hugging_face": "backbones.hugging_face.export",
     "fine_tune": "runs.fine_tune",

@@ -48,8 +48,8 @@ def main(arguments=None):
         arguments: list of str. Defaults to the command line's.
 
     Returns:
-        int. 0 when all went well, 1 when a run diverged, 2 for bad input, 130 when
-        interrupted.
+        int. 0 when all went well, 1 when a run diverged or something unexpected
+        happened, 2 for bad input, 130 when interrupted.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -67,12 +67,32 @@ def main(arguments=None):
         # The reader of a pipe has what it wanted.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if options.traceback:
             raise
-        print(f"keras-minilmv2: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, RuntimeError) else 2
+        message, code = _message_and_code(error)
+        print(f"keras-minilmv2: {message}", file=sys.stderr)
+        return code
     return 0
+
+
+def _message_and_code(error):
+    """One line for an error, and the exit code."""
+    import tensorflow as tf
+
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | TypeError | OSError | ImportError) and text:
+        return text, 2
+    if isinstance(error, RuntimeError) and text:
+        return text, 1
+    name = type(error).__name__
+    if isinstance(error, tf.errors.OpError):
+        # The rest of the message is the graph that it happened in.
+        lines = error.message.strip().splitlines() or [name]
+        return f"TensorFlow refused the input or ran out of a resource: {lines[0]}", 2
+    if isinstance(error, MemoryError):
+        return f"The memory of this machine is too small. {text}".rstrip(), 2
+    return f"{name}: {text or 'no message'} (--traceback shows where)", 1
 
 
 def _parser():

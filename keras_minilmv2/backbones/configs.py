@@ -142,13 +142,14 @@ def config_value(preset, config, name):
     return config[name]
 
 
-def check_weights_fill(preset, sizes, family, num_parameters):
+def check_weights_fill(preset, sizes, family, file, num_parameters):
     """Refuses sizes that need more weights than there are, before any is made.
 
     Args:
         preset: str, for the error message.
         sizes: dict, as from `encoder_sizes`.
         family: `Family`.
+        file: str. The name of the weights file, for the error message.
         num_parameters: int. The most parameters that the files can hold.
 
     Raises:
@@ -165,14 +166,14 @@ def check_weights_fill(preset, sizes, family, num_parameters):
     if needed > num_parameters:
         raise preset_error(
             preset,
-            "hold the weights that its config.json asks for",
-            needed=needed,
-            weights=num_parameters,
+            f"hold a {file} that can be read and fits its config.json",
+            parameters_in_config=needed,
+            parameters_in_file=num_parameters,
         )
 
 
-def check_local_weights_fill(preset, sizes, family):
+def check_local_weights_fill(preset, sizes, family, file):
     """The same for the weight files of a keras-nlp preset that lies in a directory."""
     if Path(preset).is_dir():
         # Half a byte is the least that a quantized parameter takes.
-        check_weights_fill(preset, sizes, family, 2 * weight_bytes(preset))
+        check_weights_fill(preset, sizes, family, file, 2 * weight_bytes(preset))

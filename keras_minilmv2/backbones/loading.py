@@ -100,7 +100,7 @@ def load_backbone(preset, dtype=None):
             error=first_line(error),
         ) from error
     _check_weights_files(preset)
-    check_local_weights_fill(preset, sizes, family)
+    check_local_weights_fill(preset, sizes, family, _WEIGHTS_FILE)
     try:
         return keras_hub.models.Backbone.from_preset(preset, dtype=dtype)
     except Exception as error:

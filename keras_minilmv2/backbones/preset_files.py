@@ -3,6 +3,7 @@
 Reads `keras_hub.src.utils.preset_utils.get_file`, checked on keras-hub 0.32.
 """
 
+import fnmatch
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,16 @@ from pathlib import Path
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_file
 
+# How the model card of an export ends.
+CARD_SIGNATURE = "Written by keras-minilmv2 "
+# What keras-nlp and the exports write.
+_MODEL_FILES = (
+    *("config.json", "metadata.json", "task.json", "preprocessor.json", "assets"),
+    *("*.weights.h5", "*.weights.json", "*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "*.model", "modules.json"),
+    *("1_Pooling", "sentence_bert_config.json"),
+)
 HUB_PREFIXES = ("hf://", "kaggle://", "gs://")
 
 
@@ -149,14 +160,35 @@ def weight_bytes(path):
 
 
 def check_new_directory(argument, path, overwrite):
-    """Refuses to write to a directory that holds something.
+    """Refuses to write a model to a directory that holds something else.
+
+    Args:
+        argument: str, the name of `path`.
+        path: path of the directory that is to be written.
+        overwrite: bool. Whether the files of another model may be replaced.
 
     Raises:
-        FileExistsError: if it is not empty and `overwrite` is not set.
+        FileExistsError: if it is not empty and `overwrite` is not set, or holds a file
+            that is no model's.
     """
-    is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not (is_free or overwrite):
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
         raise FileExistsError(
             f"`{argument}` must be a new or empty directory unless `overwrite` is set. "
             f"Received: {argument}={path}."
         )
+    foreign = [path] if not path.is_dir() else filter(_is_foreign, path.iterdir())
+    for file in sorted(foreign):
+        raise FileExistsError(
+            f"`{argument}` must hold nothing but a model, which is then replaced. "
+            f"Received: {argument}={path} with {file.name}."
+        )
+
+
+def _is_foreign(file):
+    """Whether a file is none that a model's directory has."""
+    if file.name == "README.md":
+        text = file.read_text(encoding="utf-8", errors="replace")
+        return CARD_SIGNATURE not in text
+    return not any(fnmatch.fnmatch(file.name, known) for known in _MODEL_FILES)

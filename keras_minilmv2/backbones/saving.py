@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from keras_minilmv2.backbones.preset_files import check_new_directory
 from keras_minilmv2.utils.files import replacing_directory
 
 # HDF5 writes about this much around the values of each variable.
@@ -28,7 +29,8 @@ def save_student(student, tokenizer, path, overwrite=True):
         overwrite: bool. Whether an existing directory is replaced.
 
     Raises:
-        FileExistsError: if `path` exists and `overwrite` is not set.
+        FileExistsError: if `path` exists and `overwrite` is not set, or it holds a
+            file that is no model's.
         OSError: if it cannot be written, for a full disk for instance.
     """
     path = Path(path)
@@ -36,6 +38,7 @@ def save_student(student, tokenizer, path, overwrite=True):
         raise FileExistsError(
             f"`path` must not exist unless `overwrite` is set. Received: path={path}."
         )
+    check_new_directory("path", path, overwrite)
     with replacing_directory(path) as fresh:
         check_space(fresh, student)
         student.save_to_preset(str(fresh))

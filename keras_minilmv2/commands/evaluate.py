@@ -42,7 +42,7 @@ def add(commands):
     command.add_argument(
         "--strict",
         action="store_true",
-        help="of squad1, squad2 and mlqa: an answer that is not where the file says is "
+        help="of squad1, squad2 and mlqa: an answer that is not at its answer_start is "
         "an error",
     )
     add_overwrite(command, "the evaluation that the output directory holds")
@@ -50,7 +50,7 @@ def add(commands):
 
 def run(options):
     """Evaluates a model."""
-    from keras_minilmv2.runs.fine_tune import evaluate_model
+    from keras_minilmv2.runs.evaluate import evaluate_model
 
     evaluation = evaluate_model(
         options.model,

@@ -53,7 +53,7 @@ def add(commands):
     command.add_argument(
         "--strict",
         action="store_true",
-        help="of SQuAD: an answer that is not where the file says is an error",
+        help="of SQuAD: an answer that is not at its answer_start is an error",
     )
     command.add_argument(
         "--dtype-policy", default="float32", help="of training; default: %(default)s"

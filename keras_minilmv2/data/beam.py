@@ -114,18 +114,19 @@ def prepare_with_beam(
     options = [option.format(num_workers=num_workers) for option in _RUNNERS[runner]]
     with writing_to(output_dir):
         plan = Plan(corpus, tokenizer, sequence_length, output_dir, unit_bytes)
-        if finished := plan.start(overwrite):
-            return finished
-        options = PipelineOptions([*options, *pipeline_options])
-        reporter = Reporter(plan, report)
-        with _reporting(plan, reporter):
-            try:
-                _run(plan, tokenizer, options)
-            except Exception as error:
-                raise _as_sentence(error) from error
-        plan.read_records(verify=False)
-        reporter(last=True)
-        return plan.finish(tokenizer_name)
+        with plan.storage.held():
+            if finished := plan.start(overwrite):
+                return finished
+            options = PipelineOptions([*options, *pipeline_options])
+            reporter = Reporter(plan, report)
+            with _reporting(plan, reporter):
+                try:
+                    _run(plan, tokenizer, options)
+                except Exception as error:
+                    raise _as_sentence(error) from error
+            plan.read_records(verify=False)
+            reporter(last=True)
+            return plan.finish(tokenizer_name)
 
 
 def _run(plan, tokenizer, options):

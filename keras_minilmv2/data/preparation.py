@@ -32,6 +32,7 @@ from keras_minilmv2.data.shards import (
 from keras_minilmv2.data.storage import Storage
 from keras_minilmv2.data.text import split_parts
 from keras_minilmv2.utils.checks import check_int
+from keras_minilmv2.utils.locks import InUseError
 
 UNIT_BYTES = 64 * 2**20
 
@@ -129,23 +130,25 @@ def prepare(
             be read; or for what `packed_examples` refuses.
         TypeError: if the tokenizer has no start, end and pad token.
         FileExistsError: if the directory holds other files.
+        InUseError: if another process is preparing examples in it.
         OSError: if the directory cannot be written to.
     """
     with writing_to(output_dir):
         plan = Plan(corpus, tokenizer, sequence_length, output_dir, unit_bytes)
-        if finished := plan.start(overwrite):
-            return finished
-        num_workers = num_workers or num_cores()
-        reporter = Reporter(plan, report)
-        num_before = 0
-        for number, unit in enumerate(plan.units):
-            if number not in plan.records:
-                plan.records[number] = prepare_unit(
-                    plan, number, unit, num_before, tokenizer, num_workers, reporter
-                )
-            num_before += plan.records[number]["num_pieces"]
-        reporter(last=True)
-        return plan.finish(tokenizer_name)
+        with plan.storage.held():
+            if finished := plan.start(overwrite):
+                return finished
+            num_workers = num_workers or num_cores()
+            reporter = Reporter(plan, report)
+            num_before = 0
+            for number, unit in enumerate(plan.units):
+                if number not in plan.records:
+                    plan.records[number] = prepare_unit(
+                        plan, number, unit, num_before, tokenizer, num_workers, reporter
+                    )
+                num_before += plan.records[number]["num_pieces"]
+            reporter(last=True)
+            return plan.finish(tokenizer_name)
 
 
 class Plan:
@@ -215,6 +218,7 @@ class Plan:
             ValueError, FileExistsError: as `prepare` does.
         """
         sizes = self.storage.sizes()
+        self._remove_temporary(sizes)
         foreign = [
             name for name in sizes if not _OURS.fullmatch(name) and name[0] != "."
         ]
@@ -242,7 +246,6 @@ class Plan:
                 dataclasses.replace(found, contents_sha256=contents_sha256)
             )
             self.read_records(sizes)
-            self._remove_temporary(sizes)
             if found == self.settings:
                 return None
         text = json.dumps(dataclasses.asdict(self.settings), indent=2)
@@ -536,7 +539,7 @@ def writing_to(output_dir):
     """Says of an error of the file system that it is the output directory's."""
     try:
         yield
-    except FileExistsError:
+    except (FileExistsError, InUseError):
         raise
     except OSError as error:
         raise type(error)(

@@ -1,6 +1,7 @@
 """Directories, local or at a URL, whose files appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import posixpath
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from keras_minilmv2.data.sources import is_url
 from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.utils.locks import DirectoryLock
 
 
 class Storage:
@@ -25,6 +27,25 @@ class Storage:
             import fsspec
 
             self._filesystem, _ = fsspec.core.url_to_fs(self.path)
+
+    @contextlib.contextmanager
+    def held(self):
+        """Holds a local directory, which is made, for this process."""
+        if self._filesystem is not None:
+            yield
+            return
+        Path(self.path).mkdir(parents=True, exist_ok=True)
+        lock = DirectoryLock(self.path)
+        try:
+            lock.acquire()
+        except OSError as error:
+            # A complete directory may lie on a disk that is read only.
+            if error.errno not in (errno.EACCES, errno.EROFS):
+                raise
+        try:
+            yield
+        finally:
+            lock.release()
 
     def sizes(self):
         """Dict of bytes by file name; directories are skipped.

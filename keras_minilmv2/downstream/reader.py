@@ -66,7 +66,7 @@ def read_span_examples(path, *, strict=False):
     """Reads a file of SQuAD 1.1, SQuAD 2.0 or MLQA.
 
     An impossible question has no answers, and an answer that is an empty string is
-    skipped. See `num_misplaced` for answers that are not where the file says.
+    skipped. See `num_misplaced` for answers that are not at their `answer_start`.
 
     Args:
         path: str or path of a JSON file in SQuAD's layout.
@@ -96,7 +96,7 @@ def read_span_examples(path, *, strict=False):
 
 
 def num_misplaced(examples):
-    """Counts the answers that are not in the context where the file says.
+    """Counts the answers that are not in the context at their `answer_start`.
 
     They count in scores, which compare texts alone, and are skipped in training.
 

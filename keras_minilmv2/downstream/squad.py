@@ -51,7 +51,7 @@ class SpanExamples:
         number = num_misplaced(self)
         if not number:
             return None
-        return f"answers that are not where the file says, skipped: {number:,}"
+        return f"answers that are not at their answer_start, skipped: {number:,}"
 
     @property
     def remark(self):
@@ -60,7 +60,7 @@ class SpanExamples:
         if not number:
             return None
         return (
-            "answers that are not where the file says, counted in the scores: "
+            "answers that are not at their answer_start, counted in the scores: "
             f"{number:,}"
         )
 
@@ -76,7 +76,7 @@ class SpanTask(Task):
         no_answer: bool. Whether no answer is one, as in SQuAD 2.0.
         doc_stride: int, tokens from the start of a window to that of the next.
         max_question_length: int, tokens after which a question is cut off.
-        strict: bool. Whether an answer that is not where the file says is an error;
+        strict: bool. Whether an answer that is not at its `answer_start` is an error;
             else it is skipped in training and counts in scores.
         null_threshold: float. With `no_answer`, a question whose `null_odds` are above
             it is not answered.

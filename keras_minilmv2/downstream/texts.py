@@ -55,8 +55,9 @@ class EncodedTexts(Features):
         return self.labels[rows]
 
     def identity(self):
-        """Token ids, lengths and labels."""
-        return self.token_ids, self.lengths, self.labels
+        """Token ids, lengths and, where they are known, labels."""
+        labels = () if self.labels is None else (self.labels,)
+        return self.token_ids, self.lengths, *labels
 
 
 def encode(texts, preprocessor, segment_ids, labels=None):

@@ -285,14 +285,12 @@ class _Training:
                 self._save if chief else lambda step, best: None,
             ),
             self.stop,
+            CheckpointWriter(
+                self.state, checkpoints, recipe.checkpoint_every, run.history, chief
+            ),
         ]
         if arrays is not None:
             self.callbacks.insert(0, Resume(self.state, checkpoints, arrays))
-        if chief:
-            writer = CheckpointWriter(
-                self.state, checkpoints, recipe.checkpoint_every, run.history
-            )
-            self.callbacks.append(writer)
 
     def __call__(self):
         """Trains."""

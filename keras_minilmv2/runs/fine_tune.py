@@ -23,9 +23,9 @@ from keras_minilmv2.runs.directory import (
     FINISHED,
     RunDirectory,
     RunKind,
-    check_new,
     writing,
 )
+from keras_minilmv2.runs.evaluate import EVALUATION_FILES, given, write_evaluations
 from keras_minilmv2.runs.grid import (
     CELLS,
     Cell,
@@ -49,7 +49,6 @@ from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import percent
 
-_EVALUATION = ("predictions", "metrics.json")
 # Bytes of a preset that are not weights: vocabulary, settings.
 _MARGIN = 20_000_000
 
@@ -72,8 +71,8 @@ class FineTuningSettings(Settings):
             are cut into windows of this length. Defaults to the task's.
         doc_stride: int, tokens from the start of one window of a context to the next.
             Of question answering alone; defaults to the task's.
-        strict: bool. Of question answering alone: whether an answer that is not where
-            the file says is an error.
+        strict: bool. Of question answering alone: whether an answer that is not at its
+            `answer_start` is an error.
         num_train_examples: int. Train on N examples, drawn once for all seeds. Defaults
             to all.
         num_dev_examples: int. Score N examples of each language, drawn once. Defaults
@@ -140,7 +139,7 @@ class FineTuningSettings(Settings):
             name: getattr(self, name)
             for name in ("sequence_length", "doc_stride", "strict")
         }
-        return _given(options)
+        return given(options)
 
     @classmethod
     def _noun(cls):
@@ -188,7 +187,7 @@ KIND = RunKind(
     name="finetune",
     settings_class=_Compared,
     settings_file="settings.json",
-    outputs=("settings.json", CELLS, "model", *_EVALUATION, *OUTPUTS),
+    outputs=("settings.json", CELLS, "model", *EVALUATION_FILES, *OUTPUTS),
     evidence=("settings.json",),
 )
 
@@ -331,14 +330,19 @@ def fine_tune(
         best = check_some_finished(results)
         saved = load_fine_tuned(output_dir / "model")
         evaluations = {
-            split: _evaluate(saved, task, split, examples)
+            split: task.evaluate(
+                saved.model,
+                task.features(examples, saved.backbone, saved.tokenizer),
+                split,
+                examples,
+            )
             for split, examples in dev_splits.items()
         }
         run = FineTuning(task, output_dir, best, results, evaluations)
         if not finished:
             with writing(output_dir):
                 cell = dataclasses.asdict(best)
-                _write_evaluations(output_dir, evaluations.values(), cell)
+                write_evaluations(output_dir, evaluations.values(), cell)
                 _report(run, setup, directory.settings).save(
                     sum(result.seconds for result in results.values())
                 )
@@ -346,70 +350,6 @@ def fine_tune(
     for evaluation in evaluations.values():
         log(str(evaluation))
     return run
-
-
-def evaluate_model(
-    model,
-    task=None,
-    *,
-    data_dir=None,
-    tfds_data_dir=None,
-    split=None,
-    output_dir=None,
-    num_examples=None,
-    languages=None,
-    strict=False,
-    overwrite=False,
-):
-    """Evaluates a fine-tuned model on one split of a task.
-
-    Args:
-        model: str or path. What `fine_tune` wrote, or the `model` in it.
-        task: str or `Task`. Defaults to the one the model was fine-tuned on. A model
-            of SQuAD may be evaluated on `"mlqa"`.
-        data_dir: str or path of the task's published files. None for TFDS.
-        tfds_data_dir: str or path. Where TFDS keeps its data.
-        split: str. Defaults to the task's dev split.
-        output_dir: str or path of a new or empty directory for `metrics.json` and
-            `predictions/`; None writes nothing.
-        num_examples: int. Score N examples of each language, drawn once. Defaults to
-            all.
-        languages: sequence of str. Of MLQA alone; defaults to all that there are files
-            of.
-        strict: bool. Of question answering alone: whether an answer that is not where
-            the file says is an error.
-        overwrite: bool. Whether another evaluation there may be replaced.
-
-    Returns:
-        `Evaluation`.
-
-    Raises:
-        ValueError, TypeError, OSError: if there is no such model, task, split or data,
-            or the model is not one for the task.
-    """
-    if num_examples is not None:
-        check_int(num_examples=num_examples)
-    saved = load_fine_tuned(model)
-    if task is None and saved.task is None:
-        raise ValueError(
-            "`task` must be given for a model that does not name its own. "
-            f"Received: task=None, model={model}."
-        )
-    task = get_task(saved.task if task is None else task)
-    task.check_model(saved.model, saved.notes)
-    options = _given({"languages": languages, "strict": strict})
-    task = task.with_options(saved.backbone, **saved.sizes, **options)
-    split = task.dev_split if split is None else split
-    if output_dir is not None:
-        check_new(output_dir, overwrite, outputs=_EVALUATION)
-    examples = task.load(split, data_dir, tfds_data_dir)
-    if num_examples is not None:
-        examples = examples.sample(num_examples)
-    evaluation = _evaluate(saved, task, split, examples)
-    if output_dir is not None:
-        with writing(output_dir):
-            _write_evaluations(Path(output_dir), [evaluation])
-    return evaluation
 
 
 def load_model(model, tokenizer, dtype_policy):
@@ -431,15 +371,6 @@ def load_model(model, tokenizer, dtype_policy):
     # Eager calls of a tokenizer that keras-nlp itself has loaded differ from those of
     # the saved one.
     return model, split_words_like_gpt2(tokenizer)
-
-
-def _given(options):
-    """Those that were given: not None and not False."""
-    return {
-        name: value
-        for name, value in options.items()
-        if value is not None and value is not False
-    }
 
 
 def _prepare(
@@ -555,36 +486,6 @@ def _save(setup, model, cell, path):
         setup.task.save_model(model, setup.tokenizer, fresh)
         notes = {**setup.task.notes(), "cell": dataclasses.asdict(cell)}
         write_json(fresh / NOTES_FILE, notes)
-
-
-def _evaluate(saved, task, split, examples):
-    features = task.features(examples, saved.backbone, saved.tokenizer)
-    return task.evaluate(saved.model, features, split, examples)
-
-
-def _write_evaluations(output_dir, evaluations, cell=None):
-    """Writes `predictions/` and `metrics.json`."""
-    with replacing_directory(output_dir / "predictions") as fresh:
-        for evaluation in evaluations:
-            evaluation.task.write(
-                evaluation.split, evaluation.examples, evaluation.predictions, fresh
-            )
-    task = next(iter(evaluations)).task
-    write_json(
-        output_dir / "metrics.json",
-        {
-            "task": task.name,
-            "main_metric": task.main_metric,
-            **(cell or {}),
-            "splits": {
-                evaluation.split: {
-                    "num_examples": len(evaluation.examples),
-                    "metrics": evaluation.metrics,
-                }
-                for evaluation in evaluations
-            },
-        },
-    )
 
 
 def _report(run, setup, compared):

@@ -32,7 +32,8 @@ def shrink(
             the corpus, and ASCII.
         held_out: sequence of sources of a `Corpus`. Of each, tokens and unknown
             pieces are counted before and after.
-        overwrite: bool. Whether a directory that is not empty is replaced.
+        overwrite: bool. Whether a directory that holds another model, and nothing
+            else, is replaced.
 
     Returns:
         list of rows of str, `[what, before, after]`.
@@ -40,7 +41,8 @@ def shrink(
     Raises:
         ValueError: if the model cannot be loaded or is of no supported family, the
             corpus cannot be read or has no text, or `min_count` is not positive.
-        FileExistsError: if `output_dir` is not empty and `overwrite` is not set.
+        FileExistsError: if `output_dir` is not empty and `overwrite` is not set, or
+            it holds a file that is no model's.
     """
     output_dir = Path(output_dir)
     check_new_directory("output_dir", output_dir, overwrite)

@@ -373,18 +373,20 @@ class CheckpointWriter(_RunCallback):
         checkpoints: `Checkpoints`.
         every: int, optimizer updates.
         history: `History`, whose rows are kept in the checkpoint.
+        writes: bool. Whether this process writes them; every worker needs the callback.
     """
 
-    def __init__(self, state, checkpoints, every, history):
+    def __init__(self, state, checkpoints, every, history, writes=True):
         super().__init__(state)
         self.checkpoints = checkpoints
         self.every = every
         self.history = history
+        self.writes = writes
 
     def after_step(self, step, logs):
         """Saves when it is due."""
         if self.state.stop_requested or step % self.every == 0:
-            self.checkpoints.save(step, self.model, self.history.rows)
+            self.checkpoints.save(step, self.model, self.history.rows, self.writes)
 
 
 def fit_remaining(model, dataset, state, callbacks):

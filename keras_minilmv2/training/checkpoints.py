@@ -41,13 +41,15 @@ class Checkpoints:
         """Where the checkpoint of a step is."""
         return self.directory / f"step-{step:08}.npz"
 
-    def save(self, step, distiller, notes):
+    def save(self, step, distiller, notes, writes=True):
         """Writes a checkpoint and removes those that are too old.
 
         Args:
             step: int, optimizer updates done.
             distiller: a compiled `RelationDistiller`.
             notes: what JSON can hold; `notes` returns it.
+            writes: bool. Whether this process writes the file. All workers must call
+                `save`: reading a metric sums it over them.
 
         Raises:
             OSError: if it cannot be written; earlier checkpoints are then untouched.
@@ -57,6 +59,8 @@ class Checkpoints:
             for group, variables in _variables(distiller).items()
             for i, variable in enumerate(variables)
         }
+        if not writes:
+            return
         text = json.dumps({"step": step, "notes": notes}).encode()
         with replacing_file(self.path(step)) as temporary:
             np.savez(temporary, notes=np.frombuffer(text, "uint8"), **arrays)

@@ -246,6 +246,8 @@ def test_weights_of_bfloat16_are_the_rounded_ones(name):
     rounded = load_backbone(REFERENCE / name, dtype="bfloat16")
     for theirs, ours in zip(exact.weights, rounded.weights, strict=True):
         assert ours.dtype == "bfloat16"
+        if name == "electra" and "pooled_dense" in ours.path:
+            continue  # transformers' ELECTRA has none: it is drawn
         expected = keras.ops.cast(theirs.value, "bfloat16")
         np.testing.assert_array_equal(
             keras.ops.convert_to_numpy(ours.value).astype("float32"),
@@ -706,6 +708,7 @@ def test_config_without_a_field_raises(field, tmp_path):
         ),
         ("roberta_teacher", {"pad_token_id": 0}, "must have pad_token_id 1"),
         ("bert_teacher", {"is_decoder": True}, "must be an encoder"),
+        ("bert_teacher", {"num_attention_heads": 5}, "=5, hidden_size=12"),
     ],
 )
 def test_config_that_keras_nlp_cannot_follow_raises(name, config, message, tmp_path):
@@ -770,7 +773,6 @@ def test_missing_weight_raises(tmp_path):
         ({"vocab_size": 27}, "embeddings.word_embeddings.weight"),
         ({"hidden_size": 9}, "embeddings.word_embeddings.weight"),
         ({"intermediate_size": 15}, "encoder.layer.0.intermediate.dense.weight"),
-        ({"num_attention_heads": 5}, "encoder.layer.0.attention.self.query.weight"),
     ],
 )
 def test_weight_of_another_shape_raises(config, weight, tmp_path):

@@ -41,8 +41,8 @@ def other(backbone):
     return Variant(gelus[family_of(backbone).gelu], 3e-3)
 
 
-def make_other(name):
-    backbone = make_backbone(name)
+def make_other(name, **sizes):
+    backbone = make_backbone(name, **sizes)
     set_variant(backbone, other(backbone))
     return backbone
 
@@ -139,12 +139,12 @@ def test_flat_blocks_and_weights_cast_once_compute_a_variant():
 
 
 def test_training_computes_a_variant():
-    backbone = make_other("bert")
+    backbone = make_other("bert", dropout=0.0)
     inputs = make_inputs(backbone)
 
     def gradient(model):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(model(inputs, training=False)["sequence_output"] ** 3)
+            loss = tf.reduce_sum(model(inputs, training=True)["sequence_output"] ** 3)
         return tape.gradient(loss, backbone.trainable_variables[:3])
 
     exact, flat = gradient(backbone), gradient(with_flat_blocks(backbone))
@@ -175,26 +175,27 @@ def test_a_classifiers_preset_keeps_a_variant(tmp_path):
 
 ALONE = """
 import sys
-{before}
 import keras_hub
-model = keras_hub.models.Backbone.from_preset(sys.argv[1])
-print(model.transformer_layers[0].activation.__name__)
+
+def activation():
+    model = keras_hub.models.Backbone.from_preset(sys.argv[1])
+    return model.transformer_layers[0].activation.__name__
+
+print(activation())
+import keras_minilmv2.backbones
+print(activation())
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "function"),
-    [("", "gelu_approximate"), ("import keras_minilmv2.backbones", "gelu")],
-)
-def test_keras_hub_alone_reads_a_preset(before, function, tmp_path):
+def test_keras_hub_alone_reads_a_preset_and_computes_the_classs_form(tmp_path):
     save_student(make_other("bert"), None, tmp_path / "preset")
     result = subprocess.run(
-        [sys.executable, "-c", ALONE.format(before=before), tmp_path / "preset"],
+        [sys.executable, "-c", ALONE, tmp_path / "preset"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert result.stdout.strip() == function
+    assert result.stdout.split() == ["gelu_approximate", "gelu"]
 
 
 @pytest.mark.parametrize(

@@ -331,9 +331,9 @@ def test_output_directory_must_be_empty(preset, corpus, tmp_path):
     shrink(preset, corpus, output_dir)
     with pytest.raises(FileExistsError, match="`output_dir` must be a new or empty"):
         shrink(preset, corpus, output_dir)
-    (output_dir / "old.txt").touch()
+    (output_dir / "vocab.txt").touch()
     shrink(preset, corpus, output_dir, overwrite=True)
-    assert not (output_dir / "old.txt").exists()
+    assert not (output_dir / "vocab.txt").exists()
 
 
 def test_empty_corpus_raises_and_writes_nothing(preset, tmp_path):

@@ -19,6 +19,7 @@ from keras_minilmv2.data.packing import packed_examples
 from keras_minilmv2.data.preparation import prepare
 from keras_minilmv2.data.shards import PreparedExamples, read_manifest
 from keras_minilmv2.data.text import Corpus, split_parts
+from keras_minilmv2.utils.locks import InUseError
 
 UNIT_BYTES = 1_000
 
@@ -604,3 +605,28 @@ def test_tokenizer_that_packs_itself_is_refused(path, output_dir):
     with pytest.raises(ValueError, match="^`tokenizer` must not set `sequence_length`"):
         prepare_small(path, tokenizer, output_dir)
     assert not output_dir.exists()
+
+
+HOLD = """
+import sys, time
+from keras_minilmv2.data.storage import Storage
+
+with Storage(sys.argv[1]).held():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_prepares_in_a_directory(path, tokenizer, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(InUseError, match=f"which process {process.pid} on"):
+        prepare_small(path, tokenizer, tmp_path / "out")
+    process.kill()
+    process.communicate()
+    prepare_small(path, tokenizer, tmp_path / "out")
+    assert not [entry for entry in (tmp_path / "out").iterdir() if entry.name[0] == "."]

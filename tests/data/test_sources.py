@@ -17,7 +17,7 @@ TEXT = b"the quick brown fox jumps over the lazy dog\n\n" * 20
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (gzip.compress(TEXT), "compressed by gzip, and is not named .gz"),
+        (gzip.compress(TEXT, mtime=0), "compressed by gzip, and is not named .gz"),
         (bz2.compress(TEXT), "compressed by bzip2"),
         (TEXT.decode().encode("utf-16"), "text in UTF-16"),
         (TEXT.decode().encode("utf-16-le"), "text in UTF-16"),
@@ -28,6 +28,7 @@ TEXT = b"the quick brown fox jumps over the lazy dog\n\n" * 20
         (b'{"text": "the fox"}\n{"text": "the dog"}\n', "JSON, whose braces"),
         (b'[\n {"id": 1, "text": "the fox"}\n]\n', "JSON, whose braces"),
     ],
+    ids=range(10),
 )
 def test_a_file_that_is_no_text_is_named(tmp_path, content, what, decode_errors):
     path = tmp_path / "a.txt"

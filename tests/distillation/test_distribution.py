@@ -107,11 +107,14 @@ def facts_of_replicas(about):
 
 def test_replicas_drop_other_units_and_reproduce_them():
     facts = facts_of_replicas("dropout")
-    assert len(facts["seeds"]) > 3
     for (first, count), (second, other_count) in facts["seeds"]:
         assert first != second
-        assert count == other_count == 4
-    assert facts["again"] == facts["parts"] == facts["resumed"] == 0.0
+        assert count == other_count
+    # Above the last projections nothing is dropped.
+    counts = [count for (_, count), _ in facts["seeds"]]
+    assert counts.count(4) > 3
+    assert set(counts) == {0, 4}
+    assert facts["parts"] == facts["resumed"] == 0.0
 
 
 @pytest.mark.slow

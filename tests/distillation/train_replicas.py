@@ -65,15 +65,6 @@ def with_dropout(steps, distiller=None):
     return distiller
 
 
-def resumed(steps, path):
-    """As `with_dropout`, from a checkpoint of another trainer on."""
-    checkpoints = Checkpoints(path)
-    checkpoints.save(2, with_dropout(2), {})
-    distiller = with_dropout(1)
-    checkpoints.restore(checkpoints.read(2, distiller), distiller)
-    return with_dropout(steps - 2, distiller)
-
-
 def clipped(scope, **limit):
     with scope:
         distiller = make_distiller(optimizer=keras.optimizers.SGD(1.0, **limit))
@@ -100,11 +91,16 @@ def main():
     else:
         whole = with_dropout(4)
         facts["seeds"] = seeds(whole)
-        facts["again"] = difference(weights(whole), weights(with_dropout(4)))
-        parts = with_dropout(2, with_dropout(2))
-        facts["parts"] = difference(weights(whole), weights(parts))
         with tempfile.TemporaryDirectory() as path:
-            facts["resumed"] = difference(weights(whole), weights(resumed(4, path)))
+            checkpoints = Checkpoints(path)
+            parts = with_dropout(2)
+            checkpoints.save(2, parts, {})
+            with_dropout(2, parts)
+            resumed = with_dropout(1)
+            checkpoints.restore(checkpoints.read(2, resumed), resumed)
+            with_dropout(2, resumed)
+        facts["parts"] = difference(weights(whole), weights(parts))
+        facts["resumed"] = difference(weights(whole), weights(resumed))
     print(json.dumps(facts))
 
 

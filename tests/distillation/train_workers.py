@@ -69,11 +69,10 @@ def main(directory, stop_step):
     state, history = RunState(STEPS, start_step), History()
     stop = StopOnSignal(state, on_any_worker(strategy))
     line = ProgressLine(STEPS, BATCH * LENGTH)
-    callbacks = [NanGuard(state, (5,)), SignalAt(state, line, stop_step), stop]
+    writer = CheckpointWriter(state, checkpoints, STEPS, history, is_chief(strategy))
+    callbacks = [NanGuard(state, (5,)), SignalAt(state, line, stop_step), stop, writer]
     if arrays:
         callbacks.insert(0, Resume(state, checkpoints, arrays))
-    if is_chief(strategy):
-        callbacks.append(CheckpointWriter(state, checkpoints, STEPS, history))
 
     def make_dataset(num_workers, worker):
         return as_dataset(

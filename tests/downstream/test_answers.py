@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from real_tokenizers import real_tokenizer
 from small_tokenizers import make_tokenizer
 from small_windows import SIZES, family_features
 
@@ -105,8 +106,6 @@ def test_context_without_tokens_has_the_empty_answer():
 
 
 def test_labels_as_logits_give_the_answers(data_dir):
-    from test_token_offsets import real_tokenizer
-
     for language, name, least in ((None, "roberta", 0.99), ("ar", "xlm_roberta", 0.94)):
         dataset = f"mlqa/{language}" if language else "squad/v1.1"
         examples = load_span_examples(dataset, "dev", data_dir)[:300]

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from real_tokenizers import real_tokenizer
 from small_models import TOKENIZERS
 from small_tokenizers import make_tokenizer
 from small_windows import SIZES, encode, family_features
@@ -121,8 +122,6 @@ def test_inputs_can_be_cut_to_a_length():
 
 
 def test_labels_cut_the_answer_out_of_the_context(data_dir):
-    from test_token_offsets import real_tokenizer
-
     for name, dataset, least in (
         ("bert_uncased", "squad/v1.1", 0.98),
         ("roberta", "squad/v1.1", 0.98),

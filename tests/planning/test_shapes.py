@@ -117,7 +117,7 @@ def test_a_config_of_transformers_distilbert_is_read(tmp_path):
     ("config", "message"),
     [
         (None, "hold a config.json"),
-        ({}, "have a backbone that is one of BertBackbone"),
+        ({}, "hold a config.json of keras-nlp, with registered_name, or of tran"),
         ({"registered_name": "keras_hub>GemmaBackbone"}, "backbone that is one of Ber"),
         ({"model_type": "t5"}, "have a model_type in its config.json that is one of"),
         ({"model_type": "bert"}, "have vocab_size in its config.json"),

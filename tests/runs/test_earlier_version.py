@@ -80,7 +80,10 @@ def test_fine_tuned_models_are_evaluated_and_exported(runs, capsys):
     shutil.rmtree(runs / "evaluation")
     assert cli.main(["evaluate", "squad1", *arguments]) == 0
     assert "16.67" in capsys.readouterr().out
-    for model in ("sst2", "squad1", "squad1/model"):
-        arguments = ["--form", "hugging_face", "--output-dir", f"hf/{model}"]
+    arguments = ["--form", "hugging_face", "--output-dir", "hf"]
+    assert cli.main(["export", "sst2", *arguments]) == 0
+    assert (runs / "hf" / "model.safetensors").is_file()
+    for model in ("squad1", "squad1/model"):
+        arguments = ["--sequence-length", "16", "--output-dir", f"serving/{model}"]
         assert cli.main(["export", model, *arguments]) == 0
-        assert (runs / "hf" / model / "model.safetensors").is_file()
+        assert (runs / "serving" / model / "1" / "saved_model.pb").is_file()

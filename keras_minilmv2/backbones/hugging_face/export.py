@@ -62,13 +62,15 @@ def export_to_hugging_face(
         labels: list of str. Names of a classifier's classes.
         sentence_transformers: bool. Whether sentence-transformers is to load the
             directory as an encoder of sentences: the mean over tokens.
-        overwrite: bool. Whether a directory that is not empty is replaced.
+        overwrite: bool. Whether a directory that holds another model, and nothing
+            else, is replaced.
 
     Raises:
         TypeError: if the model or the tokenizer is of no supported family.
         ValueError: if tokenizer and model do not fit, or the model is one that
             transformers has no place for.
-        FileExistsError: if the directory is not empty and `overwrite` is not set.
+        FileExistsError: if the directory is not empty and `overwrite` is not set, or
+            it holds a file that is no model's.
     """
     directory = Path(directory)
     check_new_directory("directory", directory, overwrite)

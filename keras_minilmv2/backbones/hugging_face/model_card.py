@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from keras_minilmv2.backbones.families import family_of, vocabulary_size
+from keras_minilmv2.backbones.preset_files import CARD_SIGNATURE
 from keras_minilmv2.backbones.variants import variant_of
 from keras_minilmv2.utils.tables import count, markdown_table
 from keras_minilmv2.version import __version__
@@ -131,7 +132,7 @@ def model_card(backbone, facts, num_classes, sentence_transformers):
         _table("fact", facts) if facts else "Not stated.",
         "## Notes",
         _notes(family, backbone, num_classes, teacher),
-        f"Written by keras-minilmv2 {__version__}.",
+        f"{CARD_SIGNATURE}{__version__}.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -198,14 +199,14 @@ def _table(what, facts):
 
 
 def _shown(value):
-    """A value as one cell of a table, without the characters that would end it."""
+    """A value as text of one cell of a table, without markup of HTML."""
     if isinstance(value, Mapping):
         return ", ".join(f"{_shown(name)} {_shown(v)}" for name, v in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
     if isinstance(value, float):
         return f"{value:g}"
-    return html.escape(_line(value), quote=False).replace("|", r"\|")
+    return html.escape(_line(value), quote=False)
 
 
 def _code(value):

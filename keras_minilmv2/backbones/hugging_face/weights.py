@@ -93,7 +93,8 @@ def load_hugging_face_backbone(preset, config, family, sizes, dtype=None):
         ) from error
     _check_weights_file(preset)
     with WeightLoader(preset, family.scope) as loader:
-        check_weights_fill(preset, sizes, family, loader.num_parameters())
+        num_parameters = loader.num_parameters()
+        check_weights_fill(preset, sizes, family, _WEIGHTS_FILE, num_parameters)
         sizes = dict(sizes)
         sizes[family.vocabulary_argument] = sizes.pop("vocabulary_size")
         backbone = family.backbone_class(**sizes, dropout=dropout, dtype=dtype)

@@ -619,6 +619,6 @@ def test_directory_must_be_empty_unless_it_is_to_be_replaced(tmp_path):
     export_to_hugging_face(*pair, tmp_path / "out")
     with pytest.raises(FileExistsError, match="`directory` must be a new or empty"):
         export_to_hugging_face(*pair, tmp_path / "out")
-    (tmp_path / "out" / "old.txt").touch()
+    (tmp_path / "out" / "old.safetensors").touch()
     export_to_hugging_face(*pair, str(tmp_path / "out"), overwrite=True)
-    assert not (tmp_path / "out" / "old.txt").exists()
+    assert not (tmp_path / "out" / "old.safetensors").exists()
