@@ -109,13 +109,12 @@ def load_hugging_face_tokenizer(preset, config, saved):
     if declared.startswith("XLMRoberta") or _has_xlm_roberta_pieces(preset, saved):
         tokenizer_class = keras_hub.models.XLMRobertaTokenizer
     kind, classes, build = _KINDS.get(tokenizer_class, _WORD_PIECE)
-    if declared.removesuffix("Fast") not in classes and not (
-        declared in _GENERIC_CLASSES and saved is not None
-    ):
+    is_generic = declared in _GENERIC_CLASSES
+    if not is_generic and declared.removesuffix("Fast") not in classes:
+        known = [*sorted(classes)[1:], *_GENERIC_CLASSES]
         raise preset_error(
             preset,
-            f"have a tokenizer_class that is one of {', '.join(sorted(classes)[1:])}, "
-            "or a tokenizer.json",
+            f"have a tokenizer_class that is one of {', '.join(known)}",
             tokenizer_class=declared,
         )
     rule = f"hold the vocabulary of a {tokenizer_class.__name__}, which is {kind}"
@@ -127,7 +126,8 @@ def load_hugging_face_tokenizer(preset, config, saved):
                 raise preset_error(preset, rule, model_type=model["type"])
             _check_steps(preset, saved, kind, rule)
         _check_added_tokens(preset, settings, saved, tokenizer_class)
-        arguments = build(preset, settings, saved, declared not in _GENERIC_CLASSES)
+        settings_count = saved is None or not is_generic
+        arguments = build(preset, settings, saved, settings_count)
     except _MALFORMED as error:
         raise preset_error(preset, rule, error=first_line(error)) from error
     try:

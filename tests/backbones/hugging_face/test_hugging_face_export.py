@@ -45,6 +45,10 @@ def read(path):
 
 
 def token_ids(tokenizer, texts):
+    if hasattr(tokenizer, "proto"):
+        # SentencePiece outside of TensorFlow decides a tie of scores as `tokenizers`
+        # does. Small models have ties, the published ones have none in real text.
+        return [[int(i) for i in row] for row in tokenizer(texts)]
     return [row.tolist() for row in fast_tokenizer(tokenizer).rows(texts)]
 
 
