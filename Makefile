@@ -14,7 +14,7 @@ test: $(READY)
 
 # HTML pages of docs/ in build/docs; a warning is an error.
 docs: $(READY) .venv/docs
-	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs . build/docs
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx -W --keep-going --quiet -c docs . build/docs
 	@echo "Open build/docs/index.html"
 
 lint: $(READY)

@@ -4,6 +4,7 @@ The source directory is the repository, not docs/: links from a page to the READ
 the tables of the benchmarks are then the same on GitHub and in the built pages.
 """
 
+import inspect
 import re
 
 from keras_minilmv2.version import __version__
@@ -15,6 +16,8 @@ root_doc = "docs/index"
 include_patterns = ["README.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "docs/*.md"]
 exclude_patterns = [".*", "build", "out", "shared", "tests", "keras_minilmv2"]
 myst_heading_anchors = 3
+# Formulas and drawings are no Python.
+highlight_language = "none"
 
 html_theme = "furo"
 html_title = f"keras-minilmv2 {__version__}"
@@ -29,6 +32,7 @@ autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False
 napoleon_custom_sections = [("Call arguments", "params_style")]
 
 # [title](url), or code in backticks and a letter right behind it.
@@ -60,6 +64,15 @@ def _inline(match):
     return f"``{code}``" + (f"\\ {letter}" if letter else "")
 
 
+def signature_of_init(app, what, name, obj, options, signature, returns):
+    """The arguments of a class; Keras' own `__new__` would hide them."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        arguments = list(inspect.signature(obj.__init__).parameters.values())
+        signature = str(inspect.Signature(arguments[1:]))
+    return signature, returns
+
+
 def setup(app):
     """Puts the translation before napoleon, whose priority is 500."""
+    app.connect("autodoc-process-signature", signature_of_init)
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)
