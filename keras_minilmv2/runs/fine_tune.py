@@ -1,10 +1,8 @@
 """Fine-tuning: from a model and a task to a directory with a model and its scores."""
 
 import dataclasses
-import errno
 import math
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.registry import TASKS, get_task
 from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
@@ -48,9 +47,6 @@ from keras_minilmv2.utils.files import replacing_directory, write_json
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import percent
-
-# Bytes of a preset that are not weights: vocabulary, settings.
-_MARGIN = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -478,11 +474,9 @@ def _in_float32(task, model):
 
 
 def _save(setup, model, cell, path):
-    # HDF5 writes errors of its own for a full disk, and again when Python ends.
-    if shutil.disk_usage(path.parent).free < 4 * model.count_params() + _MARGIN:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     # Model and notes appear together.
     with replacing_directory(path) as fresh:
+        check_space(fresh, model)
         setup.task.save_model(model, setup.tokenizer, fresh)
         notes = {**setup.task.notes(), "cell": dataclasses.asdict(cell)}
         write_json(fresh / NOTES_FILE, notes)

@@ -1,7 +1,9 @@
 """Fine-tuning runs on a small model and small tasks."""
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
 
@@ -525,8 +527,10 @@ def test_a_finished_run_is_returned(model, data, single, tmp_path):
 
 
 def test_a_full_disk_is_one_sentence(model, data, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000))
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     message = r"have room. Received: output_dir=.*\(No space left on device\)"
     with pytest.raises(OSError, match=message):
         run(model, data, tmp_path, num_train_examples=16)
