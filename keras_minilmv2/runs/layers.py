@@ -30,13 +30,19 @@ from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
 from keras_minilmv2.runs.grid import NoFiniteLossError
 from keras_minilmv2.runs.models import load_teacher, make_student, recipe_optimizer
 from keras_minilmv2.runs.recipes import Recipe
-from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
+from keras_minilmv2.runs.report import (
+    OUTPUTS,
+    Report,
+    describe,
+    model_name,
+    rows_table,
+)
 from keras_minilmv2.runs.settings import not_compared
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import read_json, replacing_file, write_json
 from keras_minilmv2.utils.seeds import set_seed
-from keras_minilmv2.utils.tables import count, markdown_table, percent
+from keras_minilmv2.utils.tables import count, percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +258,7 @@ def best_trial(trials):
 
 def trial_table(trials, task):
     """The scores of all layers, as Markdown."""
-    rows, formats = _rows(trials, task), _formats(task)
-    cells = [
-        ["" if v is None else formats.get(c, str)(v) for c, v in row.items()]
-        for row in rows
-    ]
-    return markdown_table(list(rows[0]), cells)
+    return rows_table(_rows(trials, task), _formats(task))
 
 
 def _rows(trials, task):
@@ -266,7 +267,9 @@ def _rows(trials, task):
             "layer": trial.layer,
             "loss before": trial.loss_before,
             "loss after": trial.loss_after,
-            f"{get_task(task).main_metric}, mean": trial.mean,
+            f"{get_task(task).main_metric}, mean": "diverged"
+            if trial.mean is None
+            else trial.mean,
             "deviation": trial.deviation,
             "runs": len(trial.scores),
         }

@@ -70,13 +70,7 @@ class Report:
                 a number.
         """
         self._values["tables"][name] = rows
-        columns = list(rows[0])
-        formats = formats or {}
-        cells = [
-            [_shown(row[column], formats.get(column)) for column in columns]
-            for row in rows
-        ]
-        self._parts.append(markdown_table(columns, cells))
+        self._parts.append(rows_table(rows, formats))
 
     def picture(self, file, caption):
         """Adds a picture that lies in the directory.
@@ -157,6 +151,15 @@ def describe(backbone):
         f"{family_of(backbone).name} {len(block_calls(backbone))}x"
         f"{backbone.hidden_dim}, {count(backbone.count_params())} parameters"
     )
+
+
+def rows_table(rows, formats=None):
+    """Rows as a Markdown table; arguments as for `Report.table`."""
+    columns, formats = list(rows[0]), formats or {}
+    cells = [
+        [_shown(row[column], formats.get(column)) for column in columns] for row in rows
+    ]
+    return markdown_table(columns, cells)
 
 
 def _shown(value, form=None):

@@ -167,7 +167,7 @@ def test_another_run_is_no_trial(recipe, data, tmp_path, capsys):
     (tmp_path / "out" / "settings.json").write_text('{"task": "sst2"}')
     arguments = ["layers", str(recipe), "--task", "sst2", "--data-dir", str(data)]
     assert cli.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
-    assert "must not hold a run of other settings" in capsys.readouterr().err
+    assert "must be empty or new" in capsys.readouterr().err
 
 
 def test_the_best_is_the_best_on_average():
