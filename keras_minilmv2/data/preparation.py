@@ -536,12 +536,13 @@ def _record_name(number):
 
 @contextlib.contextmanager
 def writing_to(output_dir):
-    """Says of an error of the file system that it is the output directory's."""
+    """Names the output directory in errors of the file system."""
     try:
         yield
-    except (FileExistsError, InUseError):
-        raise
     except OSError as error:
+        # A sentence of our own has no number.
+        if isinstance(error, InUseError) or error.errno is None:
+            raise
         raise type(error)(
             "`output_dir` must be a directory that can be written to and has room. "
             f"Received: output_dir={output_dir} ({error.strerror or error})."

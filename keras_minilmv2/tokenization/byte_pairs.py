@@ -1,7 +1,5 @@
 """The merges of byte-level byte-pair encoding, and the model that applies them."""
 
-from tokenizers import models
-
 
 def plain_merges(merges):
     """Merges without the version line that a file of merges starts with.
@@ -17,5 +15,8 @@ def plain_merges(merges):
 
 def byte_pair_model(tokenizer):
     """The `tokenizers.models.BPE` of a keras-nlp byte-pair tokenizer."""
+    # Here, because shards are read with NumPy alone.
+    from tokenizers import models
+
     merges = [tuple(merge.split(" ")) for merge in plain_merges(tokenizer.merges)]
     return models.BPE(vocab=dict(tokenizer.vocabulary), merges=merges)

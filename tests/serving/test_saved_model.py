@@ -198,7 +198,6 @@ def test_the_manifest_lists_the_signatures(kind, export_of):
         (
             "word_piece",
             [
-                "CaseFoldUTF8",
                 "FastWordpieceTokenizeWithOffsets",
                 "RegexSplitWithOffsets",
             ],
