@@ -1,4 +1,8 @@
+import contextlib
+import ctypes
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,3 +16,13 @@ def data_dir():
     if not path.is_dir():
         pytest.skip(f"no data at {path}")
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory_is_given_back():
+    """Models are cycles, and freed memory stays with the process unless it is asked."""
+    yield
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
