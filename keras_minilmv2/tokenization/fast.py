@@ -5,6 +5,7 @@ call `fast_tokenizer`; served graphs call `graph_tokenizer` of `graphs.py`. Both
 the same ids.
 """
 
+import functools
 import itertools
 import re
 import unicodedata
@@ -20,13 +21,18 @@ from tokenizers import models, normalizers, pre_tokenizers
 from keras_minilmv2.tokenization.byte_pairs import byte_pair_model
 from keras_minilmv2.tokenization.packable import check_packable
 from keras_minilmv2.tokenization.sentence_piece_graph import SPACE, SentencePieceGraph
-from keras_minilmv2.tokenization.word_piece_graph import MAX_WORD_CHARS
+from keras_minilmv2.tokenization.word_piece_graph import (
+    MAX_WORD_CHARS,
+    WordPieceGraph,
+    word_piece_options,
+)
 
 # Texts tokenized at a time.
 _BLOCK_TEXTS = 1_000
 # Words that a tokenizer keeps the tokens of, about 20 MB.
 _MAX_WORDS = 100_000
 _MAX_WORD_CHARS = 32
+_CHARS_WORTH_A_GRAPH = 500_000
 # Characters that every version of Unicode has put into the same class.
 COMMON = "".join(map(chr, [*range(0x250), *range(0x2010, 0x2028), 0x20AC, 0x2122]))
 
@@ -163,12 +169,16 @@ class _Library(FastTokenizer):
     def ids(self, texts, keep_words=True):
         common = [keep_words and self._is_common(text) for text in texts]
         rest = [text for text, kept in zip(texts, common, strict=True) if not kept]
-        encodings = iter(self.backend.encode_batch_fast(rest))
+        rest = iter(self._rows_of_rest(rest))
         tokens, ends = [], []
         for text, kept in zip(texts, common, strict=True):
-            tokens.extend(self._tokens_of(text) if kept else next(encodings).ids)
+            tokens.extend(self._tokens_of(text) if kept else next(rest))
             ends.append(len(tokens))
         return np.array(tokens, "int32"), np.diff(np.array(ends, "int64"), prepend=0)
+
+    def _rows_of_rest(self, texts):
+        """Token ids of texts whose words are not looked up, one sequence a text."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts)]
 
     def _offsets(self, texts):
         for text, encoding in zip(texts, self.backend.encode_batch(texts), strict=True):
@@ -216,13 +226,37 @@ class _WordPieces(_Library):
             lowercase=tokenizer.lowercase,
         )
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        alone = re.escape("".join(c for c in COMMON if _is_punctuation(c)))
-        if tokenizer.split_on_cjk:
-            alone += "\u4e00-\u9fff"
-        # Words end here in every version of Unicode; what a word holds that also ends
-        # one, such as a no-break space, is left to the library.
-        words = re.compile(f"[{alone}]|[^{alone} \\t\\n\\r]+")
-        super().__init__(backend, words.findall, lambda text: True)
+        # Removed characters join what stands around them, and are not common here.
+        kept = "\t\n\r" + "".join(
+            c for c in COMMON if unicodedata.category(c) not in ("Cc", "Cf")
+        )
+        alone = re.escape("".join(c for c in kept if _is_punctuation(c)))
+        spaces = re.escape("".join(c for c in kept if c.isspace()))
+        super().__init__(
+            backend,
+            re.compile(f"[{alone}]|[^{alone}{spaces}]+").findall,
+            re.compile(f"[{re.escape(kept)}]*").fullmatch,
+        )
+        self._options = word_piece_options(tokenizer)
+        self._num_chars_of_rest = 0
+
+    @functools.cached_property
+    def _graph(self):
+        """The concrete function of the ops: tf.function would warn of many."""
+        signature = [tf.TensorSpec([None], tf.string)]
+        graph = WordPieceGraph(**self._options)
+        return tf.function(
+            graph.__call__, input_signature=signature
+        ).get_concrete_function()
+
+    def _rows_of_rest(self, texts):
+        # The library takes twice the time of the ops, whose making takes seconds.
+        self._num_chars_of_rest += sum(map(len, texts))
+        if self._num_chars_of_rest < _CHARS_WORTH_A_GRAPH:
+            return super()._rows_of_rest(texts)
+        tokens = self._graph(tf.constant(texts, tf.string))
+        ends = tokens.row_splits.numpy()[1:-1]
+        return np.split(tokens.flat_values.numpy(), ends)
 
 
 class _BytePairs(_Library):

@@ -5,7 +5,10 @@ import keras_hub
 from keras_minilmv2.tokenization.byte_pair_graph import BytePairGraph
 from keras_minilmv2.tokenization.packable import check_packable
 from keras_minilmv2.tokenization.sentence_piece_graph import SentencePieceGraph
-from keras_minilmv2.tokenization.word_piece_graph import WordPieceGraph
+from keras_minilmv2.tokenization.word_piece_graph import (
+    WordPieceGraph,
+    word_piece_options,
+)
 
 
 def graph_tokenizer(tokenizer, max_tokens):
@@ -26,5 +29,5 @@ def graph_tokenizer(tokenizer, max_tokens):
     if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
         return BytePairGraph(tokenizer, max_tokens)
     if isinstance(tokenizer, keras_hub.tokenizers.WordPieceTokenizer):
-        return WordPieceGraph(tokenizer)
+        return WordPieceGraph(**word_piece_options(tokenizer))
     return SentencePieceGraph(tokenizer)

@@ -20,7 +20,12 @@ class WordPieceGraph(tf.Module):
     """Tokens of texts as BERT cleans, splits and looks them up.
 
     Args:
-        tokenizer: a keras-nlp WordPiece tokenizer.
+        vocabulary: list of str.
+        lowercase: bool.
+        strip_accents: bool.
+        split_on_cjk: bool.
+        suffix_indicator: str.
+        oov_token: str.
 
     Call arguments:
         texts: string `(batch,)`, valid UTF-8.
@@ -29,22 +34,30 @@ class WordPieceGraph(tf.Module):
         int32 `tf.RaggedTensor` `(batch, None)`.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(
+        self,
+        vocabulary,
+        lowercase,
+        strip_accents,
+        split_on_cjk,
+        suffix_indicator,
+        oov_token,
+    ):
         super().__init__()
         classes = _character_classes()
         self._removed = f"[{classes['removed']}]"
         self._spaces = f"[{classes['spaces']}]"
         self._punctuation = f"[{classes['punctuation']}]"
-        self._cjk = f"[{classes['cjk']}]" if tokenizer.split_on_cjk else None
-        self._marks = f"[{classes['marks']}]" if tokenizer.strip_accents else None
-        self._lowercase = tokenizer.lowercase
+        self._cjk = f"[{classes['cjk']}]" if split_on_cjk else None
+        self._marks = f"[{classes['marks']}]" if strip_accents else None
+        self._lowercase = lowercase
         max_bytes = MAX_WORD_CHARS * _MAX_BYTES_PER_CHAR
         # A word of too many characters, in place of one of too many bytes.
         self._unknown_word = "x" * (max_bytes + 1)
         self._look_up = tf_text.FastWordpieceTokenizer(
-            vocab=tokenizer.get_vocabulary(),
-            suffix_indicator=tokenizer.suffix_indicator,
-            unknown_token=tokenizer.oov_token,
+            vocab=vocabulary,
+            suffix_indicator=suffix_indicator,
+            unknown_token=oov_token,
             max_bytes_per_word=max_bytes,
             token_out_type=tf.int32,
             no_pretokenization=True,
@@ -69,6 +82,19 @@ class WordPieceGraph(tf.Module):
         return self._look_up.tokenize(words).merge_dims(-2, -1)
 
 
+def word_piece_options(tokenizer):
+    """The arguments of `WordPieceGraph` for a keras-nlp WordPiece tokenizer."""
+    names = (
+        "lowercase",
+        "strip_accents",
+        "split_on_cjk",
+        "suffix_indicator",
+        "oov_token",
+    )
+    options = {name: getattr(tokenizer, name) for name in names}
+    return {"vocabulary": tokenizer.get_vocabulary(), **options}
+
+
 @functools.cache
 def _character_classes():
     """BERT's classes of characters as `tokenizers` has them, as contents of `[]`.
@@ -76,7 +102,13 @@ def _character_classes():
     They are asked of the library: its version of Unicode is another than that of
     Python and of TensorFlow.
     """
-    codes = [*range(0xD800), *range(0xE000, 0x110000)]
+    # Without surrogates and the planes that no version of Unicode uses.
+    codes = [
+        *range(0xD800),
+        *range(0xE000, 0x30000),
+        *range(0xE0000, 0xE1000),
+        *range(0xF0000, 0x110000),
+    ]
     # "|" separates them.
     codes.remove(ord("|"))
     characters = list(map(chr, codes))
