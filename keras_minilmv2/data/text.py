@@ -526,8 +526,9 @@ def _fingerprint(name):
             filesystem, path = fsspec.core.url_to_fs(path)
             return filesystem.ukey(path)
         with _open(path) as file:
-            check_is_text(file.read(BLOCK_BYTES), path)
-            file.seek(0)
+            if not path.lower().endswith(".gz"):  # checked when it is decompressed
+                check_is_text(file.read(BLOCK_BYTES), path)
+                file.seek(0)
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 

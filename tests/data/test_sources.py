@@ -49,6 +49,15 @@ def test_what_a_gzip_file_holds_is_looked_at_too(tmp_path):
         list(Corpus(path))
 
 
+def test_the_fingerprint_of_a_gzip_file_is_that_of_its_bytes(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    found = []
+    for text in (b"the quick brown fox\n", b"the quick brown dog\n"):
+        path.write_bytes(gzip.compress(text, mtime=0))
+        found.append(Corpus(path).fingerprints())
+    assert found[0] != found[1]
+
+
 def test_text_with_a_few_nuls_and_braces_is_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"{the} fox\n\n" + b"a document with one\0 NUL\n\n" * 50)
