@@ -60,7 +60,10 @@ def preset(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:The weights of preset")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])],
+)
 def test_every_field_of_a_hugging_face_config_may_be_damaged(name, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(REFERENCE / name, directory)

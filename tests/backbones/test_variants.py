@@ -232,6 +232,7 @@ def test_hidden_act_of_a_config_is_computed(name, activation, approximate, tmp_p
         )
 
 
+@pytest.mark.slow
 def test_a_saved_model_computes_a_variant(tmp_path):
     tokenizer = make_tokenizer("Bert", lowercase=True)
     backbone = make_backbone("bert", vocabulary_size=tokenizer.vocabulary_size())

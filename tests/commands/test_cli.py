@@ -297,6 +297,7 @@ def test_a_run_that_died_before_its_report_is_finished_by_the_same_command(
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_a_corpus_whose_name_is_no_utf_8_is_reported(recipe, tmp_path):
     odd = os.fsencode(tmp_path) + b"/caf\xe9.txt"
     os.rename(tmp_path / "corpus.txt", odd)
@@ -304,6 +305,7 @@ def test_a_corpus_whose_name_is_no_utf_8_is_reported(recipe, tmp_path):
     assert r"caf\udce9.txt" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_prepared_corpus_in_the_directory_is_used_and_kept(recipe, tmp_path, capsys):
     prepared = tmp_path / "out" / "prepared"
     arguments = ["prepare", str(tmp_path / "corpus.txt"), "--held-out-every", "10"]

@@ -111,6 +111,7 @@ def weights_after(teacher, **options):
     return [np.asarray(weight) for weight in student.weights]
 
 
+@pytest.mark.slow
 def test_graph_eager_and_xla_train_the_same_weights(teacher):
     graph = weights_after(teacher, jit_compile=False)
     for options in ({"jit_compile": True}, {"run_eagerly": True}):

@@ -537,6 +537,7 @@ def test_a_full_disk_is_one_sentence(model, data, tmp_path, monkeypatch):
     assert not (tmp_path / "cells").exists()
 
 
+@pytest.mark.slow
 def test_another_run_is_replaced_only_when_asked(model, data, single, tmp_path):
     shutil.copytree(single.output_dir, tmp_path, dirs_exist_ok=True)
     with pytest.raises(FileExistsError, match="has batch_size=16. Use .* --overwrite"):
@@ -557,6 +558,7 @@ def test_another_run_is_replaced_only_when_asked(model, data, single, tmp_path):
     assert (tmp_path / "model" / "model.weights.h5").is_file()
 
 
+@pytest.mark.slow
 def test_settings_may_be_one_object(model, data, single, tmp_path):
     settings = FineTuningSettings(
         learning_rate=1.0, epochs=1, batch_size=16, sequence_length=24

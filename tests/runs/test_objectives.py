@@ -159,6 +159,7 @@ def from_preset(path):
     return ["--set", f"student_initialization=preset:{path}"]
 
 
+@pytest.mark.slow
 def test_a_preset_is_trained_further(recipe, tmp_path, capsys):
     assert run("distill", recipe, tmp_path / "first") == 0
     student = tmp_path / "first" / "student"

@@ -77,16 +77,13 @@ def test_settings_are_what_the_server_reads(directory):
     assert (model.name, model.base_path) == (directory.name, str(directory))
 
 
-def test_settings_that_are_there_are_kept_and_the_readme_is_renewed(
-    directory, export_of
-):
-    for name in ("models.config", "batching_parameters.txt", "README.md"):
+def test_settings_that_are_there_are_kept(directory, export_of):
+    for name in ("models.config", "batching_parameters.txt"):
         (directory / name).write_text("mine")
     version = export_of("word_piece")
     write_beside(directory, manifest_of(version), read_samples(version))
     assert (directory / "models.config").read_text() == "mine"
     assert (directory / "batching_parameters.txt").read_text() == "mine"
-    assert (directory / "README.md").read_text().startswith("# my model's\n")
 
 
 def test_a_readme_that_no_export_wrote_stays(tmp_path, export_of):
