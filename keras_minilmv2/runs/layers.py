@@ -145,8 +145,8 @@ def choose_layer(
         list of `LayerTrial`, by layer; the best by mean score is the answer.
 
     Raises:
-        ValueError, TypeError, OSError: if something does not fit; the sentence says
-            what. The task's data are read before anything is distilled.
+        ValueError, TypeError, OSError: if something does not fit; the sentence names
+            it. The task's data are read before anything is distilled.
         RuntimeError: if the loss of a layer, or of every probe, was not finite.
     """
     task = get_task(task)

@@ -68,8 +68,8 @@ class Recipe(Settings):
         checkpoint_every: int, optimizer updates between two checkpoints.
         strategy: str. Devices: `"auto"`, `"one_device"`, `"mirrored"`,
             `"multi_worker"`, `"tpu"` or `"tpu:NAME"`.
-        steps_per_execution: int. Updates that run without a word in between; must
-            divide all numbers of updates above.
+        steps_per_execution: int. Optimizer updates per call of the compiled step;
+            must divide all numbers of updates above.
         accumulation_steps: int. Micro-batches that a replica's batch is cut into, to
             save memory.
         dtype_policy: str. `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
