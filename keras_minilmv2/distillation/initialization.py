@@ -16,7 +16,7 @@ class Initialization:
     | text | the student's weights |
     |---|---|
     | `random` | drawn |
-    | `layers`, `layers:1,3,6` | copied from layers of the teacher, evenly spread ones if none are named |
+    | `layers`, `layers:1,3,6` | the teacher's; by default evenly spaced |
     | `projection`, `projection:1,3,6` | such layers, projected to the student's width |
     | `preset:PATH` | those of an earlier student of the same shape |
 
@@ -28,7 +28,7 @@ class Initialization:
 
     Raises:
         ValueError: if there is no such kind, or an argument does not belong to it.
-    """  # noqa: E501
+    """
 
     kind: str = "random"
     teacher_layers: tuple[int, ...] | None = None
