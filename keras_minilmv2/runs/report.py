@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.utils.files import read_json, replacing_file, write_json
+from keras_minilmv2.utils.files import replacing_file, write_json
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.tables import clock, count, markdown_table
 from keras_minilmv2.version import __version__
@@ -104,17 +104,6 @@ class Report:
             # A file that is named in it may have a name that is no UTF-8.
             text = "\n\n".join(parts) + "\n"
             temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
-
-
-def load_report(directory):
-    """The content of a `report.json`.
-
-    Returns:
-        dict: `"title"`, `"facts"` by name, `"tables"` as lists of dicts by name, and
-        `"pictures"`; empty where there is no such file, as in runs of earlier versions.
-    """
-    path = Path(directory) / _JSON
-    return read_json(path) if path.is_file() else {}
 
 
 def report_text(directory):
