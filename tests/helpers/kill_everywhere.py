@@ -3,10 +3,15 @@
     python kill_everywhere.py DIRECTORY FIRST-COMMAND COMMAND
 
 Both commands are JSON lists of arguments of `keras-minilmv2`, in which `{out}` is the
-directory that is written to. FIRST-COMMAND is `null`, or runs before each COMMAND, so
-that this one finds something there. Prints a line of JSON: the number of changes, and
-what went wrong at which of them. TensorFlow is imported once; every run is a fork of
-that process, which has computed nothing.
+directory that is written to. FIRST-COMMAND is `null`, or runs before COMMAND, so that
+this one finds something there. Prints a line of JSON: the number of changes, and what
+went wrong after which of them.
+
+A process that is killed leaves the files as they are. So COMMAND runs once, and before
+each change all that it has written so far is copied; then every copy is put in the
+directory's place and COMMAND is given again. Copies that are alike are tried once.
+TensorFlow is imported once; every run is a fork of that process, which has computed
+nothing.
 """
 
 import hashlib
@@ -20,12 +25,12 @@ from pathlib import Path
 import h5py
 import keras_hub  # noqa: F401 (imported once for all forks)
 import tensorflow as tf  # noqa: F401
-from killed_at import kill_at
+from killed_at import at_changes
 
 from keras_minilmv2 import cli
 
 
-def run(arguments, out, log, number=None):
+def run(arguments, out, log, before_change=None):
     """Runs a command in a fork; returns its exit code."""
     pid = os.fork()
     if pid == 0:
@@ -33,8 +38,8 @@ def run(arguments, out, log, number=None):
             output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            if number is not None:
-                kill_at(number, out)
+            if before_change is not None:
+                at_changes(out, before_change)
             code = cli.main([part.replace("{out}", str(out)) for part in arguments])
         except BaseException:
             traceback.print_exc()
@@ -68,41 +73,55 @@ def content(path):
     return found
 
 
+def fingerprint(tree):
+    """Names and bytes of everything below a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(tree.rglob("*")):
+        digest.update(f"\0{path.relative_to(tree)}\0".encode())
+        digest.update(path.read_bytes() if path.is_file() else b"directory")
+    return digest.digest()
+
+
 def main(directory, first, command):
     directory = Path(directory)
     log = directory / "log.txt"
+    # The output and its temporary files beside it lie alone in a directory.
+    place = directory / "place"
+    place.mkdir()
+    out = place / "out"
+    copies = directory / "copies"
+    copies.mkdir()
 
-    def fresh(name):
-        out = directory / name
-        if first is not None:
-            shutil.copytree(directory / "first", out)
-        return out
+    def copy(number):
+        shutil.copytree(place, copies / f"{number:04d}", symlinks=True)
 
-    if first is not None and run(first, directory / "first", log):
+    if first is not None and run(first, out, log):
         raise SystemExit(log.read_text())
-    whole = fresh("whole")
-    if run(command, whole, log):
+    if run(command, out, log, copy):
         raise SystemExit(log.read_text())
-    wanted, problems, number = content(whole), {}, 0
-    while True:
-        number += 1
-        out = fresh(str(number))
+    wanted, problems, seen = content(out), {}, set()
+    numbers = sorted(int(path.name) for path in copies.iterdir())
+    for number in numbers:
+        killed = copies / f"{number:04d}"
+        mark = fingerprint(killed)
+        if mark in seen:
+            continue
+        seen.add(mark)
+        shutil.rmtree(place)
+        killed.rename(place)
         log.write_text("")
-        code = run(command, out, log, number)
-        if code == 0:
-            break
-        if code != 137:
-            problems[number] = f"ended with {code}: {log.read_text()[-500:]}"
-        elif code := run(command, out, log):
+        if code := run(command, out, log):
             problems[number] = f"given again, {code}: {log.read_text()[-500:]}"
         elif (got := content(out)) != wanted:
             names = {*got, *wanted}
             differing = sorted(n for n in names if got.get(n) != wanted.get(n))
             problems[number] = f"other files: {differing}"
-        elif left := [path.name for path in directory.glob(f".{number}-*")]:
+        elif left := sorted({path.name for path in place.iterdir()} - {"out"}):
             problems[number] = f"left beside: {left}"
-        shutil.rmtree(out, ignore_errors=True)
-    print(json.dumps({"changes": number - 1, "problems": problems}))
+        if number in problems:
+            print(number, problems[number], file=sys.stderr, flush=True)
+    found = {"changes": len(numbers), "tried": len(seen), "problems": problems}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

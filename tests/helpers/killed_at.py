@@ -14,15 +14,18 @@ import sys
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod")
 
 
-def kill_at(number, directory):
-    """Ends this process before the n-th change below a directory."""
+def at_changes(directory, action):
+    """Calls `action(number)` before each change below a directory that is made here."""
     count = 0
+    busy = False
     root = os.path.abspath(directory)
     # What takes its place in the end is written beside it.
     beside = os.path.join(os.path.dirname(root), f".{os.path.basename(root)}-")
 
     def hook(event, arguments):
-        nonlocal count
+        nonlocal count, busy
+        if busy:
+            return
         if event == "open":
             flags = arguments[2] if isinstance(arguments[2], int) else 0
             if not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -36,10 +39,21 @@ def kill_at(number, directory):
         if path != root and not path.startswith((root + os.sep, beside)):
             return
         count += 1
+        busy = True
+        action(count)
+        busy = False
+
+    sys.addaudithook(hook)
+
+
+def kill_at(number, directory):
+    """Ends this process before the n-th change below a directory."""
+
+    def action(count):
         if count == number:
             os._exit(137)
 
-    sys.addaudithook(hook)
+    at_changes(directory, action)
 
 
 if __name__ == "__main__":
