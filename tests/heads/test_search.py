@@ -3,10 +3,12 @@ import itertools
 import numpy as np
 import pytest
 
+from keras_minilmv2.heads.costs import Costs
 from keras_minilmv2.heads.search import (
     BudgetError,
     OutputFit,
     choose_counts,
+    choose_masks,
     kept_units,
     kept_values,
 )
@@ -71,6 +73,52 @@ def test_a_budget_below_the_cheapest_choices_is_refused():
         choose_counts([np.zeros(2)], [np.zeros(3)], 1)
     with pytest.raises(ValueError, match="`costs` must be finite"):
         choose_counts([np.zeros(2)], [np.array([0, np.nan])], 1)
+
+
+def costs(heads=3, neurons=4, base=1.0):
+    return Costs(
+        "seconds",
+        base,
+        np.array([0, 0.9, 1.3, 2.0, 2.9][: heads + 1]),
+        np.arange(neurons + 1),
+        np.array([0, 0.4, 0.5, 1.1, 1.3][: neurons + 1]),
+    )
+
+
+@pytest.mark.parametrize("budget", [1.0, 2.7, 4.0, 5.6, 7.6])
+def test_masks_are_those_that_trying_all_finds(budget):
+    """Two layers of 3 heads and 4 neurons: all 16,384 pairs of masks."""
+    generator = np.random.default_rng(int(10 * budget))
+    heads, neurons = (
+        generator.exponential(size=(2, 3)),
+        generator.exponential(size=(2, 4)),
+    )
+    fisher = np.concatenate([heads.ravel(), neurons.ravel()])
+    masks = np.array(list(itertools.product((0, 1), repeat=14)))
+    head_masks, neuron_masks = (
+        masks[:, :6].reshape(-1, 2, 3),
+        masks[:, 6:].reshape(-1, 2, 4),
+    )
+    table = costs()
+    cost = table.base + table.heads[head_masks.sum(2)].sum(1)
+    cost += table.neurons[neuron_masks.sum(2)].sum(1)
+    value = np.where(cost <= budget + 1e-9, masks @ fisher, -1)
+    best = int(np.argmax(value))
+    got = choose_masks(heads, neurons, table, budget)
+    assert got[0].tolist() == head_masks[best].tolist()
+    assert got[1].tolist() == neuron_masks[best].tolist()
+    assert table.total(got[0].sum(1), got[1].sum(1)) == pytest.approx(cost[best])
+
+
+def test_heads_alone_and_weights_that_run_several_times():
+    heads = np.array([[3.0, 2.0, 1.0]])
+    # Twice 1.3 seconds of heads, and twice 1.3 of all neurons, beside 1.
+    table = costs()
+    masks = choose_masks(heads, None, table, 6.3, num_runs=[2])
+    assert masks[0].tolist() == [[1, 1, 0]]
+    assert masks[1].tolist() == [[1, 1, 1, 1]]
+    with pytest.raises(BudgetError, match="budget=3 seconds, least=3.6"):
+        choose_masks(heads, None, table, 3.0, num_runs=[2])
 
 
 def block(units, seed):
