@@ -1,20 +1,17 @@
 """Fine-tuning: from a model and a task to a directory with a model and its scores."""
 
 import dataclasses
-import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.saving import check_space
-from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.registry import TASKS, get_task
 from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
 from keras_minilmv2.downstream.tasks import Task, score_columns
@@ -38,9 +35,8 @@ from keras_minilmv2.runs.grid import (
 from keras_minilmv2.runs.recipes import DTYPE_POLICIES
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import Settings, not_compared
-from keras_minilmv2.training.progress import ProgressLine
-from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.training.supervised import NotFiniteError, train
+from keras_minilmv2.runs.supervised import in_float32, train_model
+from keras_minilmv2.training.supervised import NotFiniteError
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import replacing_directory, write_json
@@ -224,10 +220,6 @@ class _Setup:
     @property
     def batch_size(self):
         return self.settings.batch_size or self.task.batch_size
-
-    @property
-    def num_rows(self):
-        return len(self.train.training_rows())
 
 
 def fine_tune(
@@ -428,49 +420,28 @@ def _run_cell(setup, cell):
     started = time.perf_counter()
     task, settings = setup.task, setup.settings
     model = task.model(setup.backbone, cell.seed, settings.dtype_policy)
-    total_steps = cell.epochs * math.ceil(setup.num_rows / setup.batch_size)
-    optimizer = adamw(
-        cell.learning_rate,
-        int(settings.warmup_fraction * total_steps),
-        total_steps,
-        weight_decay=settings.weight_decay,
-    )
-    if settings.dtype_policy == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    rows = setup.train.training_rows()
-    tokens = setup.train.padded_lengths(rows).mean() * setup.batch_size
-    progress = ProgressLine(total_steps, tokens, setup.progress_stream)
-    progress.start()
     losses, metrics = [], {}
     try:
-        losses = train(
-            task.training_model(model),
-            task.loss,
-            optimizer,
-            training_epochs(setup.train, setup.batch_size, cell.epochs, cell.seed),
-            on_step=lambda step, loss: progress.update(step, {"loss": loss}),
-            jit_compile=setup.train.jit_compile,
+        losses = train_model(
+            task,
+            model,
+            setup.train,
+            **dataclasses.asdict(cell),
+            batch_size=setup.batch_size,
+            warmup_fraction=settings.warmup_fraction,
+            weight_decay=settings.weight_decay,
+            dtype_policy=settings.dtype_policy,
+            progress_stream=setup.progress_stream,
         )
-        model = _in_float32(task, model)
+        model = in_float32(task, model)
         metrics = task.evaluate(
             model, setup.dev, task.dev_split, setup.dev_examples
         ).metrics
     except NotFiniteError:
         # The last update may spoil the weights: only the outputs show it.
         losses = []
-    finally:
-        progress.close()
     score = metrics.get(task.main_metric)
     return Result(score, metrics, losses, time.perf_counter() - started), model
-
-
-def _in_float32(task, model):
-    """The same model; keras-hub 0.32 cannot load one of mixed precision."""
-    if model.backbone.dtype_policy.name == "float32":
-        return model
-    twin = task.model(model.backbone, seed=0, dtype="float32")
-    twin.set_weights(model.get_weights())
-    return twin
 
 
 def _save(setup, model, cell, path):

@@ -1,0 +1,116 @@
+"""New output matrices for an encoder that lost heads and neurons, by least squares."""
+
+import numpy as np
+import tensorflow as tf
+from keras_minilmv2.backbones.gated_blocks import GatedBlocks, output_matrices
+
+from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.projections import block_calls, hidden_states_model
+from keras_minilmv2.backbones.variants import rebuild
+from keras_minilmv2.heads.search import OutputFit
+
+
+def refit_outputs(backbone, head_mask, neuron_mask, batches, *, penalty=1e-2):
+    """An encoder whose output matrices make up for what the masks remove.
+
+    Layer after layer, first the attention's matrix, then the feed-forward one: with
+    `X` what is left of the matrix' inputs and `r` the residual stream in the encoder
+    that lost the units, the new matrix `W` and bias `b` make `r + X W + b` the nearest,
+    in squares over real tokens, to the same sum in the whole encoder. So later layers
+    make up for what earlier ones could not. A layer that keeps nothing has a new bias.
+
+    Hidden states of all batches are held in memory, twice: 8 bytes for a token and
+    channel.
+
+    Args:
+        backbone: keras-nlp backbone of a family whose layers share no weights. It is
+            not changed.
+        head_mask: `(num_layers, num_heads)` of 0 and 1.
+        neuron_mask: `(num_layers, intermediate_dim)` of 0 and 1.
+        batches: iterable of the backbone's inputs, dicts of int arrays.
+        penalty: float; see `OutputFit.solve`.
+
+    Returns:
+        Backbone of the same sizes, with new output matrices whose rows of removed
+        units are as they were. `prune_heads` takes them away.
+
+    Raises:
+        ValueError: if the family shares weights between layers, or there is no batch.
+
+    Reference:
+        Park et al., 2024, [arXiv:2308.03449](https://arxiv.org/abs/2308.03449) fit
+        the same sums layer by layer.
+    """
+    if family_of(backbone).shares_blocks:
+        raise ValueError(
+            "`backbone` must not share weights between layers: a matrix of "
+            f"{family_of(backbone).name} cannot be fitted to one of them. Received: "
+            f"backbone={backbone.name!r}."
+        )
+    refitted = rebuild(backbone)
+    refitted.set_weights(backbone.get_weights())
+    inputs = hidden_states_model(backbone, [0])
+    states = []
+    for batch in batches:
+        x = inputs(batch, training=False)["layer_0"].numpy()
+        states.append([x, x, np.asarray(batch["padding_mask"])])
+    if not states:
+        raise ValueError("`batches` must not be empty. Received: 0 batches.")
+    width = backbone.hidden_dim // backbone.num_heads
+    layers = zip(block_calls(backbone), block_calls(refitted), strict=True)
+    for layer, ((whole, _), (block, _)) in enumerate(layers):
+        kept = {
+            "heads": np.repeat(np.asarray(head_mask[layer], bool), width),
+            "neurons": np.asarray(neuron_mask[layer], bool),
+        }
+        gates = [
+            tf.cast(mask[layer], "float32")[None, None]
+            for mask in (head_mask, neuron_mask)
+        ]
+        ones = [tf.ones_like(gate) for gate in gates]
+        run_whole, run_block = _runner(whole), _runner(block)
+        for kind in ("heads", "neurons"):
+            matrix = output_matrices(block)[kind]
+            fit = OutputFit(*_rows(matrix, kept[kind]))
+            for x_whole, x_block, mask in states:
+                real = mask.astype(bool)
+                wanted = run_whole(x_whole, mask, *ones)[1][f"{kind}_sum"]
+                _, found = run_block(x_block, mask, *gates)
+                left = found[kind].numpy()[real][:, kept[kind]]
+                # What the matrix must give, beside the residual stream.
+                given = wanted.numpy()[real] - found[f"{kind}_residual"].numpy()[real]
+                fit.add(left, given)
+            _set_rows(matrix, kept[kind], *fit.solve(penalty))
+        for state in states:
+            state[0] = run_whole(state[0], state[2], *ones)[0].numpy()
+            state[1] = run_block(state[1], state[2], *gates)[0].numpy()
+    return refitted
+
+
+def _runner(block):
+    """A compiled function of one block: its output and what is read of it."""
+    names = [f"{kind}{part}" for kind in ("heads", "neurons") for part in _PARTS]
+    layer = GatedBlocks([block], inner=names)
+
+    @tf.function(reduce_retracing=True)
+    def run(x, padding_mask, head_gate, neuron_gate):
+        x, (found,) = layer(x, padding_mask, head_gate, neuron_gate, training=False)
+        return x, found
+
+    return run
+
+
+_PARTS = ("", "_residual", "_sum")
+
+
+def _rows(matrix, kept):
+    kernel = matrix.kernel.numpy()
+    return kernel.reshape(len(kept), -1)[kept], matrix.bias.numpy().reshape(-1)
+
+
+def _set_rows(matrix, kept, rows, bias):
+    kernel = matrix.kernel.numpy()
+    flat = kernel.reshape(len(kept), -1)
+    flat[kept] = rows
+    matrix.kernel.assign(flat.reshape(kernel.shape))
+    matrix.bias.assign(bias.reshape(matrix.bias.shape))

@@ -1,0 +1,91 @@
+"""Training of a task's model, as all verbs do it that train one."""
+
+import math
+
+import keras
+
+from keras_minilmv2.downstream.batches import training_epochs
+from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.training.schedule import adamw
+from keras_minilmv2.training.supervised import train
+
+
+def train_model(
+    task,
+    model,
+    features,
+    *,
+    learning_rate,
+    epochs,
+    seed,
+    batch_size,
+    warmup_fraction=0.1,
+    weight_decay=0.01,
+    dtype_policy="float32",
+    progress_stream=None,
+    loss=None,
+    with_targets=None,
+):
+    """Trains a model of a task, with a line of progress.
+
+    Args:
+        task: `Task`.
+        model: as `task.model` builds it. It is changed.
+        features: `Features` to train on.
+        learning_rate: float, the peak.
+        epochs: int.
+        seed: int. The batches depend on it alone.
+        batch_size: int, rows.
+        warmup_fraction: float, of all steps.
+        weight_decay: float.
+        dtype_policy: str, the model's.
+        progress_stream: text stream. Defaults to standard error.
+        loss: function of targets and outputs. Defaults to the task's.
+        with_targets: function of a batch's inputs and targets that returns what the
+            loss is given in place of the targets. Defaults to the targets.
+
+    Returns:
+        list of float, the mean loss of each epoch.
+
+    Raises:
+        NotFiniteError: if a loss is not finite.
+    """
+    rows = features.training_rows()
+    total_steps = epochs * math.ceil(len(rows) / batch_size)
+    optimizer = adamw(
+        learning_rate,
+        int(warmup_fraction * total_steps),
+        total_steps,
+        weight_decay=weight_decay,
+    )
+    if dtype_policy == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    batches = training_epochs(features, batch_size, epochs, seed)
+    if with_targets is not None:
+        batches = (
+            ((inputs, with_targets(inputs, targets)) for inputs, targets in epoch)
+            for epoch in batches
+        )
+    tokens = features.padded_lengths(rows).mean() * batch_size
+    progress = ProgressLine(total_steps, tokens, progress_stream)
+    progress.start()
+    try:
+        return train(
+            task.training_model(model),
+            loss or task.loss,
+            optimizer,
+            batches,
+            on_step=lambda step, value: progress.update(step, {"loss": value}),
+            jit_compile=features.jit_compile,
+        )
+    finally:
+        progress.close()
+
+
+def in_float32(task, model):
+    """The same model; keras-hub 0.32 cannot load one of mixed precision."""
+    if model.backbone.dtype_policy.name == "float32":
+        return model
+    twin = task.model(model.backbone, seed=0, dtype="float32")
+    twin.set_weights(model.get_weights())
+    return twin
