@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from keras_minilmv2.version import __version__
 
 if TYPE_CHECKING:
-    from keras_minilmv2.backbones.attention import GatedAttention, QKVAttention
+    from keras_minilmv2.backbones.attention import QKVAttention
     from keras_minilmv2.backbones.hugging_face.export import export_to_hugging_face
     from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
     from keras_minilmv2.backbones.projections import qkv_model
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
     from keras_minilmv2.downstream.saved import load_saved
     from keras_minilmv2.downstream.tasks import Task
+    from keras_minilmv2.heads.gates import gated_encoder, gated_model
     from keras_minilmv2.runs.evaluate import evaluate_model
     from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
     from keras_minilmv2.runs.recipes import Recipe, load_recipe
@@ -31,7 +32,6 @@ _MODULE_OF_NAME = {
     "AttentionValueLoss": "distillation.losses",
     "Corpus": "data.text",
     "FineTuningSettings": "runs.fine_tune",
-    "GatedAttention": "backbones.attention",
     "QKVAttention": "backbones.attention",
     "Recipe": "runs.recipes",
     "RelationDistiller": "distillation.distiller",
@@ -44,6 +44,8 @@ _MODULE_OF_NAME = {
     "export_saved_model": "serving.saved_model",
     "export_to_hugging_face": "backbones.hugging_face.export",
     "fine_tune": "runs.fine_tune",
+    "gated_encoder": "heads.gates",
+    "gated_model": "heads.gates",
     "load_backbone": "backbones.loading",
     "load_recipe": "runs.recipes",
     "load_saved": "downstream.saved",
@@ -59,7 +61,6 @@ __all__ = [
     "AttentionValueLoss",
     "Corpus",
     "FineTuningSettings",
-    "GatedAttention",
     "QKVAttention",
     "Recipe",
     "RelationDistiller",
@@ -73,6 +74,8 @@ __all__ = [
     "export_saved_model",
     "export_to_hugging_face",
     "fine_tune",
+    "gated_encoder",
+    "gated_model",
     "load_backbone",
     "load_recipe",
     "load_saved",

@@ -1,11 +1,10 @@
-"""Multi-head attention that gives up its projections, or gates its heads.
+"""Multi-head attention that gives up its projections.
 
 Reads private attributes of Keras' `MultiHeadAttention` and of keras-nlp's
 `TransformerEncoder`; checked on Keras 3.15 and keras-nlp 0.32.
 """
 
 import keras
-from keras import ops
 
 # The sub-layers and settings that hold all the state of a `MultiHeadAttention`.
 _ADOPTED = (
@@ -21,38 +20,8 @@ _ADOPTED = (
 )
 
 
-class _AdoptingAttention(keras.layers.MultiHeadAttention):
-    """`MultiHeadAttention` that can be made over another one's weights."""
-
-    @classmethod
-    def adopt(cls, attention, **kwargs):
-        """Returns a layer of this class that shares `attention`'s weights.
-
-        Args:
-            attention: a built `keras.layers.MultiHeadAttention`.
-            **kwargs: further constructor arguments of this class.
-
-        Raises:
-            ValueError: if `attention` is not built.
-        """
-        if not attention.built:
-            raise ValueError(
-                "`attention` must be built before its weights can be shared. "
-                f"Received: attention={attention.name!r}, built=False."
-            )
-        adopted = cls.from_config({**attention.get_config(), **kwargs})
-        for name in _ADOPTED:
-            setattr(adopted, name, getattr(attention, name))
-        adopted._build_own_weights()
-        adopted.built = True
-        return adopted
-
-    def _build_own_weights(self):
-        """Makes the weights that a plain `MultiHeadAttention` lacks."""
-
-
 @keras.saving.register_keras_serializable(package="keras_minilmv2")
-class QKVAttention(_AdoptingAttention):
+class QKVAttention(keras.layers.MultiHeadAttention):
     """Multi-head attention whose query, key and value vectors can be read.
 
     Computes what `keras.layers.MultiHeadAttention` computes, with the same weights
@@ -69,6 +38,27 @@ class QKVAttention(_AdoptingAttention):
     Reference:
         [Wang et al., 2021](https://arxiv.org/abs/2012.15828).
     """
+
+    @classmethod
+    def adopt(cls, attention):
+        """Returns a layer of this class that shares `attention`'s weights.
+
+        Args:
+            attention: a built `keras.layers.MultiHeadAttention`.
+
+        Raises:
+            ValueError: if `attention` is not built.
+        """
+        if not attention.built:
+            raise ValueError(
+                "`attention` must be built before its weights can be shared. "
+                f"Received: attention={attention.name!r}, built=False."
+            )
+        adopted = cls.from_config(attention.get_config())
+        for name in _ADOPTED:
+            setattr(adopted, name, getattr(attention, name))
+        adopted.built = True
+        return adopted
 
     def project(self, query, value=None, key=None):
         """Projects inputs to queries, keys and values.
@@ -161,81 +151,6 @@ class QKVAttention(_AdoptingAttention):
         }
 
 
-@keras.saving.register_keras_serializable(package="keras_minilmv2")
-class GatedAttention(_AdoptingAttention):
-    """Multi-head attention with a gate on every head's output.
-
-    `MHA(x) = W_o [g_1 head_1(x), ..., g_H head_H(x)] + b_o`. With all gates at 1 it
-    is `keras.layers.MultiHeadAttention`; a gate of 0 removes its head.
-
-    The gate is the weight `head_gate` of shape `(num_heads,)`, initially ones and not
-    trained unless `train_gate` is set.
-
-    Args:
-        train_gate: bool. Whether `head_gate` is trained. Defaults to `False`.
-        **kwargs: as for `keras.layers.MultiHeadAttention`.
-
-    Reference:
-        [Michel et al., 2019](https://arxiv.org/abs/1905.10650).
-    """
-
-    def __init__(self, *args, train_gate=False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.train_gate = train_gate
-
-    def build(self, query_shape, value_shape, key_shape=None):
-        """Makes the weights of the attention and the gate."""
-        super().build(query_shape, value_shape, key_shape)
-        self._build_own_weights()
-
-    def _build_own_weights(self):
-        self.head_gate = self.add_weight(
-            name="head_gate",
-            shape=(self.num_heads,),
-            initializer="ones",
-            trainable=self.train_gate,
-        )
-
-    def _compute_attention(self, *args, **kwargs):
-        # (batch, length, heads, head_dim)
-        heads, scores = super()._compute_attention(*args, **kwargs)
-        gate = ops.cast(self.head_gate, heads.dtype)
-        return heads * gate[None, None, :, None], scores
-
-    def get_config(self):
-        """The arguments of the constructor."""
-        return {**super().get_config(), "train_gate": self.train_gate}
-
-
 def attention_of(block):
     """Returns the attention layer of a keras-nlp `TransformerEncoder`."""
     return block._self_attention_layer
-
-
-def replace_attention(block, attention_class, **kwargs):
-    """Puts a subclass of attention into an encoder block, over the same weights.
-
-    Args:
-        block: a built keras-nlp `TransformerEncoder`. Changed in place.
-        attention_class: `QKVAttention` or `GatedAttention`.
-        **kwargs: further constructor arguments of `attention_class`.
-
-    Returns:
-        The new attention layer.
-    """
-    attention = attention_class.adopt(attention_of(block), **kwargs)
-    # A built layer refuses new sub-layers; this one takes the place of an old one.
-    block._tracker.unlock()
-    block._self_attention_layer = attention
-    block._layers = [
-        layer
-        for layer in block._layers
-        if layer is attention or not _is_replaced(layer, attention)
-    ]
-    block._tracker.lock()
-    return attention
-
-
-def _is_replaced(layer, attention):
-    """Whether `layer` is the attention whose projections `attention` took over."""
-    return getattr(layer, "_query_dense", None) is attention._query_dense

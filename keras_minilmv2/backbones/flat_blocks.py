@@ -84,6 +84,15 @@ class FlatBlocks(keras.layers.Layer):
         Returns:
             The last block's output, shaped as `x`.
         """
+        return self._run(x, padding_mask, training)
+
+    def _run(self, x, padding_mask, training, gates=None, read=None):
+        """Runs the blocks as `call` does, perhaps with gates.
+
+        `gates` is a list by block of pairs, head gate `(batch, heads)` and neuron gate
+        `(batch, intermediate_dim)`. `read` is called after each block with attention
+        weights, heads and neurons, as `_block` returns them, and the length.
+        """
         shape = ops.shape(x)
         # As Keras' softmax: -1e9 is infinite in float16.
         smallest = -3e4 if self.compute_dtype == "float16" else -1e9
@@ -91,8 +100,11 @@ class FlatBlocks(keras.layers.Layer):
         # (batch, 1, 1, length)
         bias = ops.multiply(hidden, ops.cast(smallest, x.dtype))[:, None, None, :]
         x = ops.reshape(x, (-1, x.shape[-1]))
-        for block in self.blocks:
-            x = _block(block, x, bias, shape[1], training)
+        for number, block in enumerate(self.blocks):
+            gate = None if gates is None else gates[number]
+            x, *inside = _block(block, x, bias, shape[1], training, gate)
+            if read is not None:
+                read(*inside, shape[1])
         return ops.reshape(x, (-1, shape[1], x.shape[-1]))
 
     def compute_output_spec(self, x, padding_mask, training=None):
@@ -144,19 +156,31 @@ class QKVProjections(keras.layers.Layer):
         }
 
 
-def _block(block, x, bias, length, training):
-    """One block, over tokens `(batch * length, hidden_dim)`."""
-    y = _attention(attention_of(block), x, bias, length, training)
+def _block(block, x, bias, length, training, gate=None):
+    """One block, over tokens `(batch * length, hidden_dim)`.
+
+    Returns its output, its attention weights `(batch, heads, length, length)`, and what
+    its two output matrices are given: heads and neurons, `(batch * length, channels)`.
+    """
+    attention = attention_of(block)
+    weights, heads = _heads(attention, x, bias, length, training)
+    if gate is not None:
+        heads = _gated(heads, gate[0], length)
+    y = _dense(heads, attention.output_dense)
     y = drop(block._self_attention_dropout, y, training)
     x = block._self_attention_layer_norm(ops.add(y, x))
     wide, narrow = _dense_layers(block)
     y = ops.add(ops.matmul(x, wide.kernel), wide.bias)
-    y = narrow(activate(wide.activation, y, training))
-    y = drop(block._feedforward_dropout, y, training)
-    return block._feedforward_layer_norm(ops.add(y, x))
+    neurons = activate(wide.activation, y, training)
+    if gate is not None:
+        neurons = _gated(neurons, gate[1], length)
+    y = drop(block._feedforward_dropout, narrow(neurons), training)
+    x = block._feedforward_layer_norm(ops.add(y, x))
+    return x, weights, heads, neurons
 
 
-def _attention(attention, x, bias, length, training):
+def _heads(attention, x, bias, length, training):
+    """Attention weights, and the heads' outputs `(batch * length, channels)`."""
     num_heads, head_dim = attention.num_heads, attention.key_dim
     query, key, value = (
         # (batch, heads, length, head_dim)
@@ -168,12 +192,20 @@ def _attention(attention, x, bias, length, training):
     )
     # The scale stands where TensorFlow fuses it, and the bias, with the product.
     scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))
-    scores = ops.multiply(scores, ops.cast(head_dim**-0.5, scores.dtype))
+    scale = ops.convert_to_tensor(head_dim**-0.5, scores.dtype)
+    scores = ops.multiply(scores, scale)
     weights = ops.softmax(ops.add(scores, bias))
-    weights = drop(attention._dropout_layer, weights, training)
-    heads = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
-    heads = ops.reshape(heads, (-1, num_heads * head_dim))
-    return _dense(heads, attention.output_dense)
+    dropped = drop(attention._dropout_layer, weights, training)
+    heads = ops.transpose(ops.matmul(dropped, value), (0, 2, 1, 3))
+    return weights, ops.reshape(heads, (-1, num_heads * head_dim))
+
+
+def _gated(x, gate, length):
+    """Tokens times a gate `(batch, gates)`, each for an equal share of the channels."""
+    channels, num_gates = x.shape[-1], gate.shape[-1]
+    # (batch, length, gates, channels of a gate)
+    x = ops.reshape(x, (-1, length, num_gates, channels // num_gates))
+    return ops.reshape(ops.multiply(x, gate[:, None, :, None]), (-1, channels))
 
 
 def _dense(x, layer):

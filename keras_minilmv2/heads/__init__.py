@@ -1,0 +1,1 @@
+"""Which heads and feed-forward neurons of an encoder matter."""
