@@ -16,8 +16,9 @@ from keras import ops
 
 from keras_minilmv2.backbones.attention import QKVAttention, attention_of
 from keras_minilmv2.backbones.elementwise import activate, drop
+from keras_minilmv2.backbones.output_bias import OutputBias
 
-_PLAIN_ATTENTION = keras.layers.MultiHeadAttention, QKVAttention
+_PLAIN_ATTENTION = keras.layers.MultiHeadAttention, QKVAttention, OutputBias
 
 
 def can_be_flat(block):
@@ -25,7 +26,9 @@ def can_be_flat(block):
     if type(block) is not keras_hub.layers.TransformerEncoder:
         return False
     attention = attention_of(block)
-    layers = (*_projections(attention), attention.output_dense, *_dense_layers(block))
+    layers = _dense_layers(block)
+    if not isinstance(attention, OutputBias):
+        layers += *_projections(attention), attention.output_dense
     return (
         type(attention) in _PLAIN_ATTENTION
         and not block.normalize_first
@@ -150,13 +153,18 @@ def _block(block, x, bias, length, training):
     y = drop(block._self_attention_dropout, y, training)
     x = block._self_attention_layer_norm(ops.add(y, x))
     wide, narrow = _dense_layers(block)
-    y = ops.add(ops.matmul(x, wide.kernel), wide.bias)
-    y = narrow(activate(wide.activation, y, training))
+    if isinstance(narrow, OutputBias):
+        y = narrow(x)
+    else:
+        y = ops.add(ops.matmul(x, wide.kernel), wide.bias)
+        y = narrow(activate(wide.activation, y, training))
     y = drop(block._feedforward_dropout, y, training)
     return block._feedforward_layer_norm(ops.add(y, x))
 
 
 def _attention(attention, x, bias, length, training):
+    if isinstance(attention, OutputBias):
+        return attention(x)
     num_heads, head_dim = attention.num_heads, attention.key_dim
     query, key, value = (
         # (batch, heads, length, head_dim)

@@ -1,0 +1,1 @@
+"""Which attention heads and neurons matter, and encoders without the others."""
