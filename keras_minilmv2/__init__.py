@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keras_minilmv2.downstream.saved import load_saved
     from keras_minilmv2.downstream.tasks import Task
     from keras_minilmv2.heads.gates import gated_encoder, gated_model
+    from keras_minilmv2.heads.pruning import prune_heads
     from keras_minilmv2.runs.evaluate import evaluate_model
     from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
     from keras_minilmv2.runs.recipes import Recipe, load_recipe
@@ -51,6 +52,7 @@ _MODULE_OF_NAME = {
     "load_saved": "downstream.saved",
     "load_tokenizer": "backbones.loading",
     "packed_examples": "data.packing",
+    "prune_heads": "heads.pruning",
     "qkv_model": "backbones.projections",
     "save_student": "backbones.saving",
     "shrink_vocabulary": "backbones.vocabulary",
@@ -81,6 +83,7 @@ __all__ = [
     "load_saved",
     "load_tokenizer",
     "packed_examples",
+    "prune_heads",
     "qkv_model",
     "save_student",
     "shrink_vocabulary",

@@ -16,8 +16,9 @@ from keras import ops
 
 from keras_minilmv2.backbones.attention import QKVAttention, attention_of
 from keras_minilmv2.backbones.elementwise import activate, drop
+from keras_minilmv2.backbones.output_bias import OutputBias
 
-_PLAIN_ATTENTION = keras.layers.MultiHeadAttention, QKVAttention
+_PLAIN_ATTENTION = keras.layers.MultiHeadAttention, QKVAttention, OutputBias
 
 
 def can_be_flat(block):
@@ -25,12 +26,31 @@ def can_be_flat(block):
     if type(block) is not keras_hub.layers.TransformerEncoder:
         return False
     attention = attention_of(block)
-    layers = (*_projections(attention), attention.output_dense, *_dense_layers(block))
+    layers = _dense_layers(block)
+    if not isinstance(attention, OutputBias):
+        layers += *_projections(attention), attention.output_dense
     return (
         type(attention) in _PLAIN_ATTENTION
         and not block.normalize_first
         and all(layer.quantization_mode is None for layer in layers)
     )
+
+
+def block_sizes(block):
+    """Numbers of heads and of feed-forward neurons of an encoder block."""
+    attention, (wide, narrow) = attention_of(block), _dense_layers(block)
+    return (
+        0 if isinstance(attention, OutputBias) else attention.num_heads,
+        0 if isinstance(narrow, OutputBias) else wide.units,
+    )
+
+
+def output_matrices(block):
+    """The layers that hold a block's two output matrices: of heads, and of neurons."""
+    return {
+        "heads": attention_of(block).output_dense,
+        "neurons": _dense_layers(block)[1],
+    }
 
 
 def with_flat_blocks(model):
@@ -159,24 +179,33 @@ class QKVProjections(keras.layers.Layer):
 def _block(block, x, bias, length, training, gate=None):
     """One block, over tokens `(batch * length, hidden_dim)`.
 
-    Returns its output, its attention weights `(batch, heads, length, length)`, and what
-    its two output matrices are given: heads and neurons, `(batch * length, channels)`.
+    Returns its output, its attention weights `(batch, heads, length, length)`, what
+    its two output matrices are given, heads and neurons, `(batch * length, channels)`,
+    and what its feed-forward part is given. What a block without heads or neurons
+    lacks is None.
     """
-    attention = attention_of(block)
-    weights, heads = _heads(attention, x, bias, length, training)
-    if gate is not None:
-        heads = _gated(heads, gate[0], length)
-    y = _dense(heads, attention.output_dense)
+    attention, weights, heads, neurons = attention_of(block), None, None, None
+    if isinstance(attention, OutputBias):
+        y = attention(x)
+    else:
+        weights, heads = _heads(attention, x, bias, length, training)
+        if gate is not None:
+            heads = _gated(heads, gate[0], length)
+        y = _dense(heads, attention.output_dense)
     y = drop(block._self_attention_dropout, y, training)
-    x = block._self_attention_layer_norm(ops.add(y, x))
+    middle = block._self_attention_layer_norm(ops.add(y, x))
     wide, narrow = _dense_layers(block)
-    y = ops.add(ops.matmul(x, wide.kernel), wide.bias)
-    neurons = activate(wide.activation, y, training)
-    if gate is not None:
-        neurons = _gated(neurons, gate[1], length)
-    y = drop(block._feedforward_dropout, narrow(neurons), training)
-    x = block._feedforward_layer_norm(ops.add(y, x))
-    return x, weights, heads, neurons
+    if isinstance(narrow, OutputBias):
+        y = narrow(middle)
+    else:
+        y = ops.add(ops.matmul(middle, wide.kernel), wide.bias)
+        neurons = activate(wide.activation, y, training)
+        if gate is not None:
+            neurons = _gated(neurons, gate[1], length)
+        y = narrow(neurons)
+    y = drop(block._feedforward_dropout, y, training)
+    x = block._feedforward_layer_norm(ops.add(y, middle))
+    return x, weights, heads, neurons, middle
 
 
 def _heads(attention, x, bias, length, training):

@@ -8,11 +8,11 @@ import keras_hub
 from keras import ops
 
 from keras_minilmv2.backbones.attention import attention_of
-from keras_minilmv2.backbones.flat_blocks import FlatBlocks, can_be_flat
+from keras_minilmv2.backbones.flat_blocks import FlatBlocks, block_sizes, can_be_flat
 
 # What can be read of each block: what its two output matrices are given, after the
-# gates, and the entropy of its attention.
-INNER = ("heads", "neurons", "attention_entropy")
+# gates, what its feed-forward part is given, and the entropy of its attention.
+INNER = ("heads", "neurons", "feed_forward_input", "attention_entropy")
 
 
 class GatedBlocks(FlatBlocks):
@@ -48,19 +48,22 @@ class GatedBlocks(FlatBlocks):
 
         Returns:
             The last block's output, shaped as `x`, and a list by block of dicts of
-            what is read: `"heads"` and `"neurons"` `(batch, length, channels)`,
-            `"attention_entropy"` `(batch, num_heads)`, in nats, the mean over real
+            what is read: `"heads"`, `"neurons"` and `"feed_forward_input"` `(batch,
+            length, channels)`, `"attention_entropy"` `(batch, num_heads)`, in nats, the mean over real
             tokens.
         """
         found = []
 
-        def read(weights, heads, neurons, length):
+        def read(weights, heads, neurons, middle, length):
             def by_example(tokens):
+                if tokens is None:
+                    return ops.zeros((*ops.shape(x)[:2], 0), self.compute_dtype)
                 return ops.reshape(tokens, (-1, length, tokens.shape[-1]))
 
             readers = {
                 "heads": lambda: by_example(heads),
                 "neurons": lambda: by_example(neurons),
+                "feed_forward_input": lambda: by_example(middle),
                 "attention_entropy": lambda: _entropy(weights, padding_mask),
             }
             found.append({name: readers[name]() for name in self.inner})
@@ -68,7 +71,7 @@ class GatedBlocks(FlatBlocks):
         gates = [
             (head_gate[:, layer, :num_heads], neuron_gate[:, layer, :num_neurons])
             for layer, (num_heads, num_neurons) in enumerate(
-                map(gate_sizes, self.blocks), start=self.first_layer
+                map(block_sizes, self.blocks), start=self.first_layer
             )
         ]
         x = self._run(x, padding_mask, training, gates, read if self.inner else None)
@@ -81,22 +84,17 @@ class GatedBlocks(FlatBlocks):
             return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
         def inner(block):
-            num_heads, num_neurons = gate_sizes(block)
-            channels = num_heads * attention_of(block).key_dim
+            num_heads, num_neurons = block_sizes(block)
+            channels = num_heads * attention_of(block).key_dim if num_heads else 0
             specs = {
                 "heads": spec(*x.shape[:-1], channels),
                 "neurons": spec(*x.shape[:-1], num_neurons),
+                "feed_forward_input": spec(*x.shape),
                 "attention_entropy": spec(x.shape[0], num_heads),
             }
             return {name: specs[name] for name in self.inner}
 
         return spec(*x.shape), [inner(b) for b in self.blocks if self.inner]
-
-
-def gate_sizes(block):
-    """Numbers of heads and of feed-forward neurons of an encoder block."""
-    dense = block._feedforward_intermediate_dense
-    return attention_of(block).num_heads, dense.kernel.shape[-1]
 
 
 def blocks_in(model):
@@ -169,6 +167,8 @@ def with_gated_blocks(model, inputs, head_gate, neuron_gate, inner=()):
 
 def _entropy(weights, padding_mask):
     """Mean entropy of the rows of real tokens, `(batch, heads)`, in nats."""
+    if weights is None:
+        return ops.zeros((ops.shape(padding_mask)[0], 0), "float32")
     weights = ops.cast(weights, "float32")
     tiny = ops.cast(1e-30, weights.dtype)
     rows = -ops.sum(weights * ops.log(ops.maximum(weights, tiny)), axis=-1)

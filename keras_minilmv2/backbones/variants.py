@@ -56,8 +56,8 @@ class Variant:
 
 def variant_of(backbone):
     """Returns the `Variant` that a backbone computes."""
-    dense = block_calls(backbone)[0][0]._feedforward_intermediate_dense
-    is_erf = dense.activation is keras.activations.gelu
+    # Not of the dense layer: a pruned block may have none.
+    is_erf = block_calls(backbone)[0][0].activation is keras.activations.gelu
     epsilon = backbone.embeddings_layer_norm.epsilon
     return Variant("gelu" if is_erf else "gelu_pytorch_tanh", epsilon)
 

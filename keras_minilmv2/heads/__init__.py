@@ -1,1 +1,1 @@
-"""Which heads and feed-forward neurons of an encoder matter."""
+"""Which heads and neurons of an encoder matter, and encoders without the others."""

@@ -4,7 +4,6 @@ import statistics
 from dataclasses import dataclass
 
 import numpy as np
-from keras_minilmv2.heads.pruning import prune_heads
 from sklearn.isotonic import isotonic_regression
 
 from keras_minilmv2.backbones.families import (
@@ -14,6 +13,7 @@ from keras_minilmv2.backbones.families import (
 )
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.backbones.students import student_backbone
+from keras_minilmv2.heads.pruning import prune_heads
 from keras_minilmv2.utils.checks import check_int
 from keras_minilmv2.utils.throughput import seconds_per_batch
 

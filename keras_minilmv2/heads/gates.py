@@ -5,11 +5,10 @@ import numpy as np
 from keras import ops
 
 from keras_minilmv2.backbones.families import family_of
-from keras_minilmv2.backbones.flat_blocks import can_be_flat
+from keras_minilmv2.backbones.flat_blocks import block_sizes, can_be_flat
 from keras_minilmv2.backbones.gated_blocks import (
     INNER,
     blocks_in,
-    gate_sizes,
     with_gated_blocks,
 )
 from keras_minilmv2.utils.checks import check_choice
@@ -73,8 +72,8 @@ def gated_model(model, inner=(), sizes_of=None):
         model: a functional Keras model that is or holds an encoder of the package, such
             as a `keras_hub.models.TextClassifier` or what `Task.training_model`
             returns, with a dict as input; or a `SpanModel`. It is left as it is.
-        inner: names out of `"heads"`, `"neurons"` and `"attention_entropy"` of what is
-            returned of each layer, the last one as `(batch, num_heads)`, in nats, the
+        inner: names out of `"heads"`, `"neurons"`, `"feed_forward_input"` and
+            `"attention_entropy"` of what is returned of each layer, the last one as `(batch, num_heads)`, in nats, the
             mean over real tokens.
         sizes_of: an encoder that has the sizes of the gates, where `model` has its
             first layers only. Defaults to `model`.
@@ -109,7 +108,7 @@ def gated_model(model, inner=(), sizes_of=None):
             "`model` must have encoder blocks whose heads can have gates. "
             f"Received: model={model.name!r} with {reason}."
         )
-    num_heads, intermediate_dim = map(max, zip(*map(gate_sizes, blocks), strict=True))
+    num_heads, intermediate_dim = map(max, zip(*map(block_sizes, blocks), strict=True))
     inputs = {
         name: keras.Input(x.shape[1:], dtype=x.dtype, name=name)
         for name, x in model.input.items()

@@ -2,9 +2,10 @@
 
 import numpy as np
 import tensorflow as tf
-from keras_minilmv2.backbones.gated_blocks import GatedBlocks, output_matrices
 
 from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.flat_blocks import output_matrices
+from keras_minilmv2.backbones.gated_blocks import GatedBlocks
 from keras_minilmv2.backbones.projections import block_calls, hidden_states_model
 from keras_minilmv2.backbones.variants import rebuild
 from keras_minilmv2.heads.search import OutputFit
@@ -56,61 +57,65 @@ def refit_outputs(backbone, head_mask, neuron_mask, batches, *, penalty=1e-2):
         states.append([x, x, np.asarray(batch["padding_mask"])])
     if not states:
         raise ValueError("`batches` must not be empty. Received: 0 batches.")
-    width = backbone.hidden_dim // backbone.num_heads
+    head_dim = backbone.hidden_dim // backbone.num_heads
     layers = zip(block_calls(backbone), block_calls(refitted), strict=True)
     for layer, ((whole, _), (block, _)) in enumerate(layers):
-        kept = {
-            "heads": np.repeat(np.asarray(head_mask[layer], bool), width),
-            "neurons": np.asarray(neuron_mask[layer], bool),
-        }
-        gates = [
-            tf.cast(mask[layer], "float32")[None, None]
-            for mask in (head_mask, neuron_mask)
-        ]
+        masks = [np.asarray(mask[layer], bool) for mask in (head_mask, neuron_mask)]
+        gates = [tf.cast(mask, "float32")[None, None] for mask in masks]
         ones = [tf.ones_like(gate) for gate in gates]
-        run_whole, run_block = _runner(whole), _runner(block)
-        for kind in ("heads", "neurons"):
+        kept = {"heads": np.repeat(masks[0], head_dim), "neurons": masks[1]}
+        for kind, inner in kept.items():
+            run_whole, run_block = _runner(whole, kind), _runner(block, kind)
+            old = _rows(output_matrices(whole)[kind])
             matrix = output_matrices(block)[kind]
-            fit = OutputFit(*_rows(matrix, kept[kind]))
+            kernel, bias = _rows(matrix)
+            fit = OutputFit(kernel[inner], bias)
             for x_whole, x_block, mask in states:
                 real = mask.astype(bool)
-                wanted = run_whole(x_whole, mask, *ones)[1][f"{kind}_sum"]
-                _, found = run_block(x_block, mask, *gates)
-                left = found[kind].numpy()[real][:, kept[kind]]
-                # What the matrix must give, beside the residual stream.
-                given = wanted.numpy()[real] - found[f"{kind}_residual"].numpy()[real]
-                fit.add(left, given)
-            _set_rows(matrix, kept[kind], *fit.solve(penalty))
+                stream, found = _real(run_whole(x_whole, mask, *ones), real)
+                wanted = stream + found @ old[0] + old[1]
+                stream, found = _real(run_block(x_block, mask, *gates), real)
+                fit.add(found[:, inner], wanted - stream)
+            kernel[inner], bias = fit.solve(penalty)
+            matrix.kernel.assign(kernel.reshape(matrix.kernel.shape))
+            matrix.bias.assign(bias)
+        run_whole, run_block = _runner(whole), _runner(block)
         for state in states:
-            state[0] = run_whole(state[0], state[2], *ones)[0].numpy()
-            state[1] = run_block(state[1], state[2], *gates)[0].numpy()
+            state[0] = run_whole(state[0], state[2], *ones).numpy()
+            state[1] = run_block(state[1], state[2], *gates).numpy()
     return refitted
 
 
-def _runner(block):
-    """A compiled function of one block: its output and what is read of it."""
-    names = [f"{kind}{part}" for kind in ("heads", "neurons") for part in _PARTS]
-    layer = GatedBlocks([block], inner=names)
+def _runner(block, kind=None):
+    """A compiled function of one block.
+
+    Returns its output, or of a kind the residual stream beside its output matrix and
+    what the matrix is given.
+    """
+    inner = {
+        None: (),
+        "heads": ("heads",),
+        "neurons": ("feed_forward_input", "neurons"),
+    }
+    layer = GatedBlocks([block], inner=inner[kind])
 
     @tf.function(reduce_retracing=True)
     def run(x, padding_mask, head_gate, neuron_gate):
-        x, (found,) = layer(x, padding_mask, head_gate, neuron_gate, training=False)
-        return x, found
+        y, found = layer(x, padding_mask, head_gate, neuron_gate, training=False)
+        if kind is None:
+            return y
+        (found,) = found
+        return found.get("feed_forward_input", x), found[kind]
 
     return run
 
 
-_PARTS = ("", "_residual", "_sum")
+def _real(values, real):
+    """The rows of real tokens of each `(batch, length, channels)`."""
+    return (value.numpy()[real] for value in values)
 
 
-def _rows(matrix, kept):
-    kernel = matrix.kernel.numpy()
-    return kernel.reshape(len(kept), -1)[kept], matrix.bias.numpy().reshape(-1)
-
-
-def _set_rows(matrix, kept, rows, bias):
-    kernel = matrix.kernel.numpy()
-    flat = kernel.reshape(len(kept), -1)
-    flat[kept] = rows
-    matrix.kernel.assign(flat.reshape(kernel.shape))
-    matrix.bias.assign(bias.reshape(matrix.bias.shape))
+def _rows(matrix):
+    """A copy of a kernel as `(inputs, outputs)`, and its bias."""
+    kernel = np.array(matrix.kernel)
+    return kernel.reshape(-1, kernel.shape[-1]), np.array(matrix.bias)
