@@ -49,8 +49,8 @@ class GatedBlocks(FlatBlocks):
         Returns:
             The last block's output, shaped as `x`, and a list by block of dicts of
             what is read: `"heads"`, `"neurons"` and `"feed_forward_input"` `(batch,
-            length, channels)`, `"attention_entropy"` `(batch, num_heads)`, in nats, the mean over real
-            tokens.
+            length, channels)`, `"attention_entropy"` `(batch, num_heads)`, in nats,
+            the mean over real tokens.
         """
         found = []
 

@@ -73,8 +73,8 @@ def gated_model(model, inner=(), sizes_of=None):
             as a `keras_hub.models.TextClassifier` or what `Task.training_model`
             returns, with a dict as input; or a `SpanModel`. It is left as it is.
         inner: names out of `"heads"`, `"neurons"`, `"feed_forward_input"` and
-            `"attention_entropy"` of what is returned of each layer, the last one as `(batch, num_heads)`, in nats, the
-            mean over real tokens.
+            `"attention_entropy"` of what is returned of each layer, the last one as
+            `(batch, num_heads)`, in nats, the mean over real tokens.
         sizes_of: an encoder that has the sizes of the gates, where `model` has its
             first layers only. Defaults to `model`.
 
