@@ -174,7 +174,7 @@ def check_new_directory(argument, path, overwrite):
         FileExistsError: if it is not empty and `overwrite` is not set, or holds a file
             that is no model's.
     """
-    check_directory(argument, path)
+    check_directory(argument, path, replaced=True)
     if not path.exists() or not any(path.iterdir()):
         return
     if not overwrite:

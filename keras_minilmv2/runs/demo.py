@@ -229,7 +229,7 @@ def write_untrained_teacher(path, text_dir, vocabulary_size=4_000, seed=0):
 
 def _check_replaceable(path, patterns):
     """Raises if a directory holds a file of another name than those written to it."""
-    check_directory("path", path)
+    check_directory("path", path, replaced=True)
     for file in sorted(path.iterdir()) if path.exists() else ():
         if not any(file.match(pattern) for pattern in patterns):
             raise FileExistsError(
@@ -265,7 +265,8 @@ def run_demo(
     """
     output_dir = Path(output_dir)
     check_directory("output_dir", output_dir)
-    corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
+    named = output_dir if output_dir.name else output_dir.resolve()
+    corpus_dir = named.with_name(f"{named.name}-corpus")
     recipe = demo_recipe(teacher, corpus or (str(corpus_dir),), total_steps)
     with open_directory(recipe, output_dir, overwrite):
         pass  # Refused before the corpus is written.

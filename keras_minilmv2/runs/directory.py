@@ -237,23 +237,19 @@ def check_outside(argument, read, output_dir):
         )
 
 
-def check_new(path, overwrite=False, outputs=()):
-    """Raises unless a directory is free for what is written once, without a run.
+def check_new(path):
+    """Raises unless a directory is free for what replaces it, without a run.
 
     Args:
         path: str or path.
-        overwrite: bool. Whether earlier output may be replaced.
-        outputs: names of entries that may be there then; with none, the directory must
-            be empty or new.
 
     Raises:
         NotADirectoryError, OSError: as `check_directory`.
-        FileExistsError: if it holds anything else.
+        FileExistsError: if it holds anything.
     """
     path = Path(path)
-    check_directory("output_dir", path)
-    names = visible_names(path)
-    if names and not (overwrite and set(names) <= set(outputs)):
+    check_directory("output_dir", path, replaced=True)
+    if names := visible_names(path):
         raise _not_empty(path, names)
 
 

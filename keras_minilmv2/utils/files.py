@@ -126,17 +126,19 @@ def remove(path):
         path.unlink(missing_ok=True)
 
 
-def check_directory(argument, path):
+def check_directory(argument, path, replaced=False):
     """Raises unless a path is a directory, or one can be made there.
 
     Args:
         argument: str, the name of `path`.
         path: str or path.
+        replaced: bool. Whether it is to be replaced by `replacing_directory`.
 
     Raises:
         NotADirectoryError: if it is a file or a link to nothing, or lies below one.
         OSError: if the system refuses the path, as it does a loop of links or a name
-            that is too long, or nothing can be written where it is to be made.
+            that is too long, or nothing can be written where it is to be made; or it
+            cannot be replaced.
     """
     path = Path(path)
     rule = f"`{argument}` must be a directory. Received: {argument}={path}"
@@ -162,6 +164,14 @@ def check_directory(argument, path):
             continue
         except OSError as error:
             raise OSError(f"{rule} ({error.strerror}).") from error
+    if place == path and replaced:
+        if path.name in ("", os.pardir) or os.path.ismount(path):
+            raise OSError(
+                f"`{argument}` must be a directory that can be replaced, which neither "
+                f"`.` nor a mounted disk can be. Received: {argument}={path}. Name a "
+                "directory in it."
+            )
+        place = path.resolve().parent
     if place != path:
         with writing(path, argument=argument):
             tempfile.TemporaryFile(dir=place).close()

@@ -161,6 +161,18 @@ def test_every_command_that_writes_refuses_what_can_be_no_directory(
 
 
 @pytest.mark.parametrize(
+    "command", ["student", "shrink-vocabulary", "export to Hugging Face"]
+)
+def test_the_working_directory_is_not_replaced(
+    places, command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    others = {key: places[key] for key in ("recipe", "data", "corpus")}
+    assert cli.main(commands(places["teacher"], **others, out=".")[command]) == 2
+    assert "must be a directory that can be replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("error", "message", "code"),
     [
         (tf.errors.ResourceExhaustedError(None, None, "full\nnodes"), "full", 2),
