@@ -11,6 +11,8 @@ from pathlib import Path
 import keras_hub
 from keras_hub.src.utils.preset_utils import get_file
 
+from keras_minilmv2.utils.files import check_directory
+
 # How the model card of an export ends.
 CARD_SIGNATURE = "Written by keras-minilmv2 "
 # What keras-nlp and the exports write.
@@ -160,7 +162,7 @@ def weight_bytes(path):
 
 
 def check_new_directory(argument, path, overwrite):
-    """Refuses to write a model to a directory that holds something else.
+    """Refuses to write a model to what is no directory, or holds something else.
 
     Args:
         argument: str, the name of `path`.
@@ -168,18 +170,19 @@ def check_new_directory(argument, path, overwrite):
         overwrite: bool. Whether the files of another model may be replaced.
 
     Raises:
+        NotADirectoryError, OSError: as `check_directory`.
         FileExistsError: if it is not empty and `overwrite` is not set, or holds a file
             that is no model's.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    check_directory(argument, path, replaced=True)
+    if not path.exists() or not any(path.iterdir()):
         return
     if not overwrite:
         raise FileExistsError(
             f"`{argument}` must be a new or empty directory unless `overwrite` is set. "
             f"Received: {argument}={path}."
         )
-    foreign = [path] if not path.is_dir() else filter(_is_foreign, path.iterdir())
-    for file in sorted(foreign):
+    for file in sorted(filter(_is_foreign, path.iterdir())):
         raise FileExistsError(
             f"`{argument}` must hold nothing but a model, which is then replaced. "
             f"Received: {argument}={path} with {file.name}."

@@ -75,7 +75,7 @@ def run(options):
     """Tokenizes and packs a corpus once."""
     from keras_minilmv2.backbones.loading import load_tokenizer
     from keras_minilmv2.data.preparation import prepare
-    from keras_minilmv2.data.sources import skipped_summary
+    from keras_minilmv2.data.sources import log_skipped
     from keras_minilmv2.data.text import Corpus
 
     corpus = Corpus(
@@ -85,8 +85,7 @@ def run(options):
         tfds_data_dir=options.tfds_data_dir,
         held_out_every=options.held_out_every,
     )
-    if corpus.skipped:
-        print(skipped_summary(corpus.skipped))
+    log_skipped(corpus.skipped, print)
     extra = {}
     if options.runner:
         from keras_minilmv2.data.beam import prepare_with_beam as prepare

@@ -15,11 +15,11 @@ from keras_minilmv2.data.preparation import (
     Plan,
     Reporter,
     prepare_unit,
-    writing_to,
 )
 from keras_minilmv2.data.shards import tokenizer_identity
 from keras_minilmv2.data.sources import is_url
 from keras_minilmv2.utils.checks import check_choice
+from keras_minilmv2.utils.files import writing
 
 try:
     import apache_beam as beam
@@ -112,7 +112,7 @@ def prepare_with_beam(
     if num_workers is None:
         num_workers = num_cores() if runner == "direct" else 8
     options = [option.format(num_workers=num_workers) for option in _RUNNERS[runner]]
-    with writing_to(output_dir):
+    with writing(output_dir):
         plan = Plan(corpus, tokenizer, sequence_length, output_dir, unit_bytes)
         with plan.storage.held():
             if finished := plan.start(overwrite):
@@ -194,7 +194,7 @@ class _PrepareUnit(beam.DoFn):
     def process(self, element, counts):
         number, unit = element
         num_before = sum(count for other, count in counts.items() if other < number)
-        with writing_to(self._plan.storage.path):
+        with writing(self._plan.storage.path):
             prepare_unit(self._plan, number, unit, num_before, self._tokenizer)
         yield number
 

@@ -32,7 +32,7 @@ from keras_minilmv2.data.shards import (
 from keras_minilmv2.data.storage import Storage
 from keras_minilmv2.data.text import split_parts
 from keras_minilmv2.utils.checks import check_int
-from keras_minilmv2.utils.locks import InUseError
+from keras_minilmv2.utils.files import writing
 
 UNIT_BYTES = 64 * 2**20
 
@@ -133,7 +133,7 @@ def prepare(
         InUseError: if another process is preparing examples in it.
         OSError: if the directory cannot be written to.
     """
-    with writing_to(output_dir):
+    with writing(output_dir):
         plan = Plan(corpus, tokenizer, sequence_length, output_dir, unit_bytes)
         with plan.storage.held():
             if finished := plan.start(overwrite):
@@ -532,18 +532,3 @@ class _PartWriter:
 
 def _record_name(number):
     return f"unfinished-{number:05}.json"
-
-
-@contextlib.contextmanager
-def writing_to(output_dir):
-    """Names the output directory in errors of the file system."""
-    try:
-        yield
-    except OSError as error:
-        # A sentence of our own has no number.
-        if isinstance(error, InUseError) or error.errno is None:
-            raise
-        raise type(error)(
-            "`output_dir` must be a directory that can be written to and has room. "
-            f"Received: output_dir={output_dir} ({error.strerror or error})."
-        ) from error

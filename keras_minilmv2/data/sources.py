@@ -65,15 +65,15 @@ def find_inputs(sources):
     return tuple(inputs), skipped
 
 
-def skipped_summary(skipped):
-    """One sentence about the files that a corpus skips, or "" where there are none."""
+def log_skipped(skipped, log):
+    """Logs one sentence about the files that a corpus skips, if there are any."""
     if not skipped:
-        return ""
+        return
     counts = {}
     for reason in skipped.values():
         counts[reason] = counts.get(reason, 0) + 1
     parts = (f"{count:,} {reason}" for reason, count in counts.items())
-    return f"Skipped in the directories of the corpus: {', '.join(parts)}."
+    log(f"Skipped in the directories of the corpus: {', '.join(parts)}.")
 
 
 def check_is_text(block, path):

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from keras_minilmv2.data.sources import is_url
-from keras_minilmv2.utils.files import replacing_file
+from keras_minilmv2.utils.files import check_directory, replacing_file
 from keras_minilmv2.utils.locks import DirectoryLock
 
 
@@ -18,6 +18,9 @@ class Storage:
     Args:
         path: str or path. A local directory, or a URL that fsspec opens,
             `gs://bucket/name` for instance. Made when the first file is written.
+
+    Raises:
+        NotADirectoryError, OSError: as `check_directory`.
     """
 
     def __init__(self, path):
@@ -27,6 +30,8 @@ class Storage:
             import fsspec
 
             self._filesystem, _ = fsspec.core.url_to_fs(self.path)
+        else:
+            check_directory("output_dir", self.path)
 
     @contextlib.contextmanager
     def held(self):
@@ -48,11 +53,7 @@ class Storage:
             lock.release()
 
     def sizes(self):
-        """Dict of bytes by file name; directories are skipped.
-
-        Raises:
-            NotADirectoryError: if the path is a file.
-        """
+        """Dict of bytes by file name; directories are skipped."""
         if self._filesystem is None:
             try:
                 entries = list(os.scandir(self.path))

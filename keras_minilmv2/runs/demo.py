@@ -22,7 +22,7 @@ from keras_minilmv2.runs.distill import distill, open_directory
 from keras_minilmv2.runs.info import paper_settings
 from keras_minilmv2.runs.models import make_distiller, make_student, truncated
 from keras_minilmv2.runs.recipes import Recipe
-from keras_minilmv2.utils.files import replacing_directory
+from keras_minilmv2.utils.files import check_directory, replacing_directory, writing
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import count, markdown_table, megabytes
 from keras_minilmv2.utils.throughput import sentences_per_second
@@ -98,11 +98,17 @@ def write_python_documentation(path):
     about 4 MB of English. Modules are parsed, not imported.
 
     Args:
-        path: str or path of the directory to write; an existing one is replaced.
+        path: str or path of the directory to write; one that holds such files, and
+            nothing else, is replaced.
 
     Returns:
         int. The number of documents.
+
+    Raises:
+        FileExistsError: if it holds anything else.
     """
+    path = Path(path)
+    _check_replaceable(path, ("topic-*.txt", "module-*.txt"))
     documents = {
         f"topic-{name}": text for name, text in pydoc_data.topics.topics.items()
     }
@@ -133,15 +139,20 @@ def write_documentation_task(path, num_dev=300, seed=0):
     download; scores on it mean nothing for other tasks.
 
     Args:
-        path: str or path of the directory that then holds `SST-2/`.
+        path: str or path of the directory that then holds `SST-2/`. One that is there
+            is replaced if it holds such files, and nothing else.
         num_dev: int, sentences of the dev split, half of each class.
         seed: int. Of the order.
 
     Returns:
         int. The number of training sentences.
+
+    Raises:
+        FileExistsError: if `SST-2/` holds anything else.
     """
     generator = np.random.default_rng(seed)
     path = Path(path)
+    _check_replaceable(path / "SST-2", ("dev.tsv", "train.tsv"))
     with tempfile.TemporaryDirectory() as directory:
         write_python_documentation(Path(directory, "texts"))
         of_class = {}
@@ -216,6 +227,17 @@ def write_untrained_teacher(path, text_dir, vocabulary_size=4_000, seed=0):
     save_student(backbone, tokenizer, path, overwrite=True)
 
 
+def _check_replaceable(path, patterns):
+    """Raises if a directory holds a file of another name than those written to it."""
+    check_directory("path", path, replaced=True)
+    for file in sorted(path.iterdir()) if path.exists() else ():
+        if not any(file.match(pattern) for pattern in patterns):
+            raise FileExistsError(
+                "`path` must be new, or hold nothing but what was written there before "
+                f"and is replaced. Received: path={path} with {file.name}."
+            )
+
+
 def _docstrings(tree):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
@@ -242,12 +264,15 @@ def run_demo(
         signal stopped the run.
     """
     output_dir = Path(output_dir)
-    corpus_dir = output_dir.with_name(output_dir.name + "-corpus")
+    check_directory("output_dir", output_dir)
+    named = output_dir if output_dir.name else output_dir.resolve()
+    corpus_dir = named.with_name(f"{named.name}-corpus")
     recipe = demo_recipe(teacher, corpus or (str(corpus_dir),), total_steps)
     with open_directory(recipe, output_dir, overwrite):
         pass  # Refused before the corpus is written.
     if corpus is None:
-        num_documents = write_python_documentation(corpus_dir)
+        with writing(output_dir):
+            num_documents = write_python_documentation(corpus_dir)
         log(f"Corpus: {num_documents} documents of Python's documentation.")
     run = distill(recipe, output_dir, overwrite=overwrite, log=log)
     if not run.finished:

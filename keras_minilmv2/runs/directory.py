@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keras_minilmv2.utils.files import (
+    check_directory,
     read_json,
     remove,
     remove_partial,
+    remove_partial_in,
     write_json,
+    writing,
 )
 from keras_minilmv2.utils.locks import DirectoryLock
 
@@ -114,7 +117,7 @@ class RunDirectory:
             `RunDirectory`.
 
         Raises:
-            NotADirectoryError: if the path is a file.
+            NotADirectoryError: if the path is a file, or lies below one.
             FileExistsError: if the directory holds a run of another kind or of other
                 settings and `overwrite` is not set, or files that no run made.
             InUseError: if another process is writing to it.
@@ -122,23 +125,20 @@ class RunDirectory:
             OSError: if it cannot be written to.
         """
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(
-                f"`output_dir` must be a directory. Received: output_dir={path}, a "
-                "file."
-            )
+        if chief:
+            check_directory("output_dir", path)
         for argument, read in (reads or {}).items():
             for each in (read,) if isinstance(read, str | os.PathLike) else read or ():
                 check_outside(argument, each, path)
         made = _missing_parents(path)
         lock = None
-        if chief:
-            # A path that cannot be written to shows here.
-            with writing(path):
-                path.mkdir(parents=True, exist_ok=True)
-                lock = DirectoryLock(path)
-                lock.acquire()
         try:
+            if chief:
+                # A path that cannot be written to shows here.
+                with writing(path):
+                    path.mkdir(parents=True, exist_ok=True)
+                    lock = DirectoryLock(path)
+                    lock.acquire()
             found = _found(path, settings, kind, overwrite, accepts)
             if chief:
                 _clean(path, kind, *found[:2])
@@ -237,26 +237,19 @@ def check_outside(argument, read, output_dir):
         )
 
 
-def check_new(path, overwrite=False, outputs=()):
-    """Raises unless a directory is free for what is written once, without a run.
+def check_new(path):
+    """Raises unless a directory is free for what replaces it, without a run.
 
     Args:
         path: str or path.
-        overwrite: bool. Whether earlier output may be replaced.
-        outputs: names of entries that may be there then; with none, the directory must
-            be empty or new.
 
     Raises:
-        NotADirectoryError: if it is a file.
-        FileExistsError: if it holds anything else.
+        NotADirectoryError, OSError: as `check_directory`.
+        FileExistsError: if it holds anything.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(
-            f"`output_dir` must be a directory. Received: output_dir={path}, a file."
-        )
-    names = visible_names(path)
-    if names and not (overwrite and set(names) <= set(outputs)):
+    check_directory("output_dir", path, replaced=True)
+    if names := visible_names(path):
         raise _not_empty(path, names)
 
 
@@ -265,29 +258,6 @@ def visible_names(path):
     if not path.is_dir():
         return []
     return sorted(e.name for e in path.iterdir() if not e.name.startswith("."))
-
-
-@contextlib.contextmanager
-def writing(output_dir, way_out=""):
-    """Turns an error of the file system into one about the output directory.
-
-    Args:
-        output_dir: path.
-        way_out: str, or function without arguments that returns one: a sentence that
-            is added.
-    """
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError):
-        raise
-    except OSError as error:
-        if str(error).startswith("`"):  # It is one of our sentences.
-            raise
-        more = way_out() if callable(way_out) else way_out
-        raise OSError(
-            "`output_dir` must be writable and have room. Received: "
-            f"output_dir={output_dir} ({error.strerror or error}).{more}"
-        ) from error
 
 
 def _found(path, settings, kind, overwrite, accepts):
@@ -378,17 +348,10 @@ def _clean(path, kind, state, outputs):
     for name in (*outputs, _RECORD):
         remove_partial(path / name)
         if (path / name).is_dir() and not (path / name).is_symlink():
-            for entry in (path / name).glob(".*.partial*"):
-                remove_partial(entry.with_name(_original(entry.name)))
+            remove_partial_in(path / name)
     if state == FINISHED:
         for name in kind.temporary:
             _empty_or_remove(path / name)
-
-
-def _original(name):
-    """The name that a temporary file was to take: `.a-x1y2.partial.npz` is `a.npz`."""
-    stem, _, suffix = name.removeprefix(".").rpartition(".partial")
-    return stem.rpartition("-")[0] + suffix
 
 
 def _empty_or_remove(path):

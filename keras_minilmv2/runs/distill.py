@@ -20,7 +20,6 @@ from keras_minilmv2.runs.directory import (
     RESUMED,
     RunDirectory,
     RunKind,
-    writing,
 )
 from keras_minilmv2.runs.examples import (
     NUM_PROJECTION_EXAMPLES,
@@ -53,6 +52,7 @@ from keras_minilmv2.training.strategy import (
     on_any_worker,
     share_out,
 )
+from keras_minilmv2.utils.files import writing
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import count, megabytes

@@ -4,11 +4,16 @@ from dataclasses import dataclass
 
 from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.downstream.saved import load_fine_tuned
-from keras_minilmv2.runs.directory import FINISHED, RunDirectory, RunKind, writing
+from keras_minilmv2.runs.directory import FINISHED, RunDirectory, RunKind
 from keras_minilmv2.runs.settings import Settings, not_compared
 from keras_minilmv2.utils.checks import check_int
 from keras_minilmv2.utils.checksums import sha256
-from keras_minilmv2.utils.files import replacing_directory, write_json
+from keras_minilmv2.utils.files import (
+    check_directory,
+    replacing_directory,
+    write_json,
+    writing,
+)
 
 EVALUATION_FILES = ("predictions", "metrics.json")
 
@@ -79,6 +84,8 @@ def evaluate_model(
     """
     if num_examples is not None:
         check_int(num_examples=num_examples)
+    if output_dir is not None:
+        check_directory("output_dir", output_dir)
     saved = load_fine_tuned(model)
     if task is None and saved.task is None:
         raise ValueError(

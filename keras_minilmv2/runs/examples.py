@@ -11,7 +11,7 @@ from keras_minilmv2.data.packing import require_examples
 from keras_minilmv2.data.pipeline import sample
 from keras_minilmv2.data.preparation import prepare
 from keras_minilmv2.data.shards import MANIFEST, PreparedExamples
-from keras_minilmv2.data.sources import skipped_summary
+from keras_minilmv2.data.sources import log_skipped
 from keras_minilmv2.data.text import Corpus
 from keras_minilmv2.runs.directory import FINISHED
 from keras_minilmv2.training.strategy import num_workers
@@ -75,8 +75,7 @@ def _prepare(recipe, tokenizer, path, log):
     if not (path / MANIFEST).is_file():
         require_examples(corpus, tokenizer, recipe.sequence_length, recipe.batch_size)
         log("Prepares the corpus.")
-    if corpus.skipped:
-        log(skipped_summary(corpus.skipped))
+    log_skipped(corpus.skipped, log)
     reported = [0.0]
 
     def report(progress):

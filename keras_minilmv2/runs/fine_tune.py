@@ -19,7 +19,6 @@ from keras_minilmv2.runs.directory import (
     FINISHED,
     RunDirectory,
     RunKind,
-    writing,
 )
 from keras_minilmv2.runs.evaluate import EVALUATION_FILES, given, write_evaluations
 from keras_minilmv2.runs.grid import (
@@ -39,7 +38,12 @@ from keras_minilmv2.runs.supervised import in_float32, train_model
 from keras_minilmv2.training.supervised import NotFiniteError
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.checksums import sha256
-from keras_minilmv2.utils.files import replacing_directory, write_json
+from keras_minilmv2.utils.files import (
+    check_directory,
+    replacing_directory,
+    write_json,
+    writing,
+)
 from keras_minilmv2.utils.hardware import hardware
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import percent
@@ -273,6 +277,7 @@ def fine_tune(
         RuntimeError: if the loss of every run was not finite.
     """
     task, output_dir = get_task(task), Path(output_dir)
+    check_directory("output_dir", output_dir)
     settings = settings or FineTuningSettings()
     settings.field_types(changes)
     settings = dataclasses.replace(settings, **changes)

@@ -13,9 +13,8 @@ import statistics
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from keras_minilmv2.runs.directory import writing
 from keras_minilmv2.utils.checks import check_int, check_number
-from keras_minilmv2.utils.files import read_json, write_json
+from keras_minilmv2.utils.files import read_json, write_json, writing
 from keras_minilmv2.utils.tables import clock, percent
 
 CELLS = "cells"

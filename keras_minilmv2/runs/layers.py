@@ -18,7 +18,7 @@ from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
 from keras_minilmv2.distillation.objectives import objective_for
 from keras_minilmv2.downstream.registry import get_task
-from keras_minilmv2.runs.directory import NEW, RunDirectory, RunKind, writing
+from keras_minilmv2.runs.directory import NEW, RunDirectory, RunKind
 from keras_minilmv2.runs.examples import (
     NUM_PROJECTION_EXAMPLES,
     PREPARED,
@@ -40,7 +40,13 @@ from keras_minilmv2.runs.report import (
 from keras_minilmv2.runs.settings import not_compared
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.utils.checksums import sha256
-from keras_minilmv2.utils.files import read_json, replacing_file, write_json
+from keras_minilmv2.utils.files import (
+    check_directory,
+    read_json,
+    replacing_file,
+    write_json,
+    writing,
+)
 from keras_minilmv2.utils.seeds import set_seed
 from keras_minilmv2.utils.tables import count, percent
 
@@ -150,6 +156,7 @@ def choose_layer(
         RuntimeError: if the loss of a layer, or of every probe, was not finite.
     """
     task = get_task(task)
+    check_directory("output_dir", output_dir)
     objective_for(
         recipe.objective, lambda each: each.compares_layers, "to choose a layer"
     )

@@ -9,8 +9,9 @@ from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.backbones.students import student_backbone
 from keras_minilmv2.distillation.initialization import Initialization
 from keras_minilmv2.distillation.objectives import OBJECTIVES
-from keras_minilmv2.runs.directory import check_new, writing
+from keras_minilmv2.runs.directory import check_new
 from keras_minilmv2.training.schedule import adamw
+from keras_minilmv2.utils.files import writing
 from keras_minilmv2.utils.seeds import set_seed
 
 

@@ -7,7 +7,9 @@ from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.preset_files import check_new_directory
 from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.backbones.vocabulary import shrink_vocabulary
+from keras_minilmv2.data.sources import log_skipped
 from keras_minilmv2.data.text import Corpus
+from keras_minilmv2.utils.files import writing
 from keras_minilmv2.utils.tables import count, megabytes
 
 
@@ -20,6 +22,7 @@ def shrink(
     all_characters=True,
     held_out=(),
     overwrite=False,
+    log=print,
 ):
     """Saves a model with the pieces of its vocabulary that a corpus uses.
 
@@ -34,6 +37,7 @@ def shrink(
             pieces are counted before and after.
         overwrite: bool. Whether a directory that holds another model, and nothing
             else, is replaced.
+        log: function of a line of information.
 
     Returns:
         list of rows of str, `[what, before, after]`.
@@ -51,6 +55,10 @@ def shrink(
     if isinstance(held_out, str | os.PathLike):
         held_out = [held_out]
     held_out = {os.fspath(source): Corpus(source) for source in held_out}
+    skipped = dict(corpus.skipped)
+    for held in held_out.values():
+        skipped.update(held.skipped)
+    log_skipped(skipped, log)
     if not any(True for _ in corpus):
         raise ValueError(
             f"`corpus` must hold text. Received: corpus={', '.join(corpus.sources)}."
@@ -63,7 +71,8 @@ def shrink(
         all_characters=all_characters,
         held_out={name: _texts(held) for name, held in held_out.items()},
     )
-    save_student(backbone, tokenizer, output_dir)
+    with writing(output_dir):
+        save_student(backbone, tokenizer, output_dir)
     return _rows(*facts)
 
 

@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
@@ -17,6 +19,9 @@ except ImportError:  # Windows
 
 # In the name of what is being written.
 _PARTIAL = ".partial"
+_NEW = ".new"
+# `.a-x1y2.partial.npz` is to become `a.npz`; a `.new` is to become a `.partial`.
+_TEMPORARY = re.compile(r"\.(.+)-[a-z0-9_]+(?:\.partial(\..*)?|(\.new))")
 
 
 @contextlib.contextmanager
@@ -75,15 +80,13 @@ def temporary_directory(path):
     remove_partial(path)
     # Not tempfile.mkdtemp: a server that runs as another user could not read it.
     fresh = _temporary_name(path)
-    # Held before it has the name by which others would remove it.
-    unnamed = fresh.with_suffix(".new")
-    unnamed.mkdir()
-    with _held(os.open(unnamed, os.O_RDONLY)) if fcntl else contextlib.nullcontext():
-        os.rename(unnamed, fresh)
-        try:
-            yield fresh
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    handle = _make_held(fresh)
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
 
 
 def sync_directory(path):
@@ -101,20 +104,17 @@ def remove_partial(path):
     path = Path(path)
     if path.is_symlink():
         path = path.resolve()
-    if not path.parent.is_dir():
-        return
-    prefix, middle = f".{path.stem}-", _PARTIAL + path.suffix
-    for entry in path.parent.iterdir():
-        name = entry.name
-        random = name.removeprefix(prefix).removesuffix(middle)
-        if (
-            name.startswith(prefix)
-            and name.endswith(middle)
-            and "." not in random
-            and "-" not in random
-            and not _is_held(entry)
-        ):
-            remove(entry)
+    if path.parent.is_dir():
+        for entry, match in _temporary_entries(path.parent):
+            ours = match[1] == path.stem
+            if ours and (match[3] or (match[2] or "") == path.suffix):
+                _remove_unheld(entry, match)
+
+
+def remove_partial_in(directory):
+    """Removes what killed processes left of writing any entry of a directory."""
+    for entry, match in _temporary_entries(Path(directory)):
+        _remove_unheld(entry, match)
 
 
 def remove(path):
@@ -124,6 +124,79 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_directory(argument, path, replaced=False):
+    """Raises unless a path is a directory, or one can be made there.
+
+    Args:
+        argument: str, the name of `path`.
+        path: str or path.
+        replaced: bool. Whether it is to be replaced by `replacing_directory`.
+
+    Raises:
+        NotADirectoryError: if it is a file or a link to nothing, or lies below one.
+        OSError: if the system refuses the path, as it does a loop of links or a name
+            that is too long, or nothing can be written where it is to be made; or it
+            cannot be replaced.
+    """
+    path = Path(path)
+    rule = f"`{argument}` must be a directory. Received: {argument}={path}"
+    for place in (path, *path.parents):
+        where = "" if place == path else f"below {place}, "
+        try:
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if place.is_symlink():
+                raise NotADirectoryError(
+                    f"{rule}, {where}a link to nothing."
+                ) from error
+        except OSError as error:
+            raise OSError(f"{rule} ({error.strerror}).") from error
+        else:
+            if not stat.S_ISDIR(mode):
+                raise NotADirectoryError(f"{rule}, {where}a file.")
+            break
+    for name in path.relative_to(place).parts:
+        try:
+            os.lstat(place / name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise OSError(f"{rule} ({error.strerror}).") from error
+    if place == path and replaced:
+        if path.name in ("", os.pardir) or os.path.ismount(path):
+            raise OSError(
+                f"`{argument}` must be a directory that can be replaced, which neither "
+                f"`.` nor a mounted disk can be. Received: {argument}={path}. Name a "
+                "directory in it."
+            )
+        place = path.resolve().parent
+    if place != path:
+        with writing(path, argument=argument):
+            tempfile.TemporaryFile(dir=place).close()
+
+
+@contextlib.contextmanager
+def writing(output_dir, way_out="", argument="output_dir"):
+    """Turns an error of the file system into one about the output directory.
+
+    Args:
+        output_dir: str or path.
+        way_out: str, or function without arguments that returns one: a sentence that
+            is added.
+        argument: str, the name of `output_dir`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if str(error).startswith("`"):  # It is one of our sentences.
+            raise
+        more = way_out() if callable(way_out) else way_out
+        raise OSError(
+            f"`{argument}` must be writable and have room. Received: "
+            f"{argument}={output_dir} ({error.strerror or error}).{more}"
+        ) from error
 
 
 def read_json(path):
@@ -167,21 +240,65 @@ def _temporary_name(path):
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex}{_PARTIAL}{path.suffix}")
 
 
+def _temporary_entries(directory):
+    """Temporary entries of a directory, each with its match."""
+    for entry in directory.iterdir():
+        if match := _TEMPORARY.fullmatch(entry.name):
+            yield entry, match
+
+
+def _remove_unheld(entry, match):
+    """Removes a temporary entry unless a living process writes it."""
+    if match[3]:
+        # Nobody holds it yet; a living process that misses it makes another.
+        with contextlib.suppress(OSError):
+            entry.rmdir()
+    elif not _is_held(entry):
+        remove(entry)
+
+
+def _make_held(path):
+    """Makes a temporary directory that is held; returns its handle."""
+    if not fcntl:
+        path.mkdir()
+        return None
+    # Held before it has the name by which others would remove its content.
+    new = path.with_name(path.name.partition(_PARTIAL)[0] + _NEW)
+    while True:
+        new.mkdir()
+        handle = None
+        try:
+            handle = os.open(new, os.O_RDONLY)
+            _hold(handle)
+            os.rename(new, path)
+            return handle
+        except OSError as error:
+            if handle is not None:
+                os.close(handle)
+            # Another process took it for what a killed one left.
+            if not isinstance(error, FileNotFoundError):
+                raise
+
+
 @contextlib.contextmanager
 def _held(handle):
-    """Marks an open temporary file or directory as that of a living process."""
+    """Marks an open temporary file as that of a living process."""
     if not fcntl:
         # Windows renames no file that is open.
         os.close(handle)
         yield
         return
     try:
-        # Network file systems may have no locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _hold(handle)
         yield
     finally:
         os.close(handle)
+
+
+def _hold(handle):
+    """Locks what is open, where the file system has locks."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_held(path):

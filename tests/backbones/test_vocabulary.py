@@ -325,6 +325,25 @@ def test_shrink_takes_a_corpus_and_a_single_held_out_file(preset, corpus, tmp_pa
     assert rows[3][0] == f"tokens in {corpus}"
 
 
+def test_shrink_reports_the_files_that_it_skips(preset, corpus, tmp_path):
+    for name, odd in (("texts", ".hidden.txt"), ("held_out", "b.csv")):
+        (tmp_path / name).mkdir()
+        shutil.copy(corpus, tmp_path / name / "a.txt")
+        (tmp_path / name / odd).write_text("skipped")
+    lines = []
+    shrink(
+        preset,
+        tmp_path / "texts",
+        tmp_path / "small",
+        held_out=tmp_path / "held_out",
+        log=lines.append,
+    )
+    assert lines == [
+        "Skipped in the directories of the corpus: 1 hidden, 1 not named .txt or "
+        ".txt.gz."
+    ]
+
+
 def test_output_directory_must_be_empty(preset, corpus, tmp_path):
     output_dir = tmp_path / "small"
     output_dir.mkdir()

@@ -7,6 +7,9 @@ import tensorflow as tf
 from small_runs import make_recipe, make_teacher, write_task
 
 from keras_minilmv2 import cli
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.downstream.registry import get_task
+from keras_minilmv2.utils.files import write_json
 
 DAMAGES = {
     "config is no JSON": ("config.json", "{"),
@@ -37,10 +40,12 @@ def places(tmp_path_factory):
         "recipe": make_recipe(path, teacher),
         "data": write_task(path / "data"),
         "corpus": path / "corpus.txt",
+        "tuned": tuned_model(path / "tuned", teacher),
     }
 
 
 def commands(model, recipe, data, corpus, out):
+    """By name, all commands that read a model; those that write do so to `out`."""
     model, recipe, out = str(model), str(recipe), ["--output-dir", str(out)]
     teacher = ["--set", f"teacher={model}"]
     task = ["--task", "sst2", "--data-dir", str(data)]
@@ -55,7 +60,7 @@ def commands(model, recipe, data, corpus, out):
         "pretrain": ["pretrain", recipe, *teacher, *out],
         "student": ["student", recipe, *teacher, *out],
         "layers": ["layers", recipe, *teacher, *task, *out],
-        "finetune": ["finetune", model, *task, *out],
+        "finetune": ["finetune", model, *task, "--sequence-length", "16", *out],
         "evaluate": ["evaluate", model, *task],
         "shrink-vocabulary": [
             *("shrink-vocabulary", model, "--corpus", str(corpus), *out),
@@ -96,6 +101,75 @@ def test_every_command_refuses_a_damaged_model(places, damage, tmp_path, capsys)
         assert error.count("\n") == 1, (command, error)
         assert str(model) in error, (command, error)
         assert not (tmp_path / "out").exists(), command
+
+
+def tuned_model(path, teacher):
+    """What `finetune` writes of a model, before any training."""
+    backbone = load_backbone(teacher)
+    task = get_task("sst2").with_options(backbone, sequence_length=16)
+    model = task.model(backbone, 0, "float32")
+    task.save_model(model, load_tokenizer(teacher), path)
+    write_json(path / "fine_tuning.json", task.notes())
+    return path
+
+
+NO_DIRECTORIES = {
+    "a file": ("file", "a file."),
+    "below a file": ("file/deep/out", "below {tmp_path}/file, a file."),
+    "a link to nothing": ("dangling", "a link to nothing."),
+    "below a link to nothing": ("dangling/out", "a link to nothing."),
+    "a loop of links": ("loop", "(Too many levels of symbolic links)."),
+    "a name too long": ("x" * 300, "(File name too long)."),
+    "a name too long below a new one": (f"new/{'x' * 300}", "(File name too long)."),
+    "nothing may be written": ("/proc/out", "(No such file or directory)."),
+}
+
+
+@pytest.mark.parametrize("kind", NO_DIRECTORIES)
+def test_every_command_that_writes_refuses_what_can_be_no_directory(
+    places, kind, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    name, reason = NO_DIRECTORIES[kind]
+    out = tmp_path / name
+    model = places["teacher"]
+    others = {key: places[key] for key in ("recipe", "data", "corpus")}
+    all_commands = commands(model, **others, out=out)
+    all_commands["evaluate"] = [
+        *("evaluate", str(places["tuned"]), "--data-dir", str(places["data"])),
+        *("--output-dir", str(out)),
+    ]
+    all_commands["demo"] = [
+        *("demo", "--teacher", str(model), "--corpus", str(places["corpus"])),
+        *("--output-dir", str(out)),
+    ]
+    writing = {name: a for name, a in all_commands.items() if "--output-dir" in a}
+    assert len(writing) == 11
+    for command, arguments in writing.items():
+        capsys.readouterr()
+        code = cli.main(arguments)
+        error = capsys.readouterr().err.splitlines()[-1:]
+        assert code == 2, (command, error)
+        assert error[0].startswith("keras-minilmv2: `output_dir` must be "), command
+        assert f"output_dir={out}" in error[0], (command, error)
+        assert error[0].endswith(reason.format(tmp_path=tmp_path)), (command, error)
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names <= {"file", "dangling", "loop"}, command
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command", ["student", "shrink-vocabulary", "export to Hugging Face"]
+)
+def test_the_working_directory_is_not_replaced(
+    places, command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    others = {key: places[key] for key in ("recipe", "data", "corpus")}
+    assert cli.main(commands(places["teacher"], **others, out=".")[command]) == 2
+    assert "must be a directory that can be replaced" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from small_tokenizers import make_tokenizer
 
 from keras_minilmv2.data.preparation import prepare
-from keras_minilmv2.data.sources import skipped_summary
+from keras_minilmv2.data.sources import log_skipped
 from keras_minilmv2.data.text import Corpus
 
 TEXT = b"the quick brown fox jumps over the lazy dog\n\n" * 20
@@ -93,11 +93,14 @@ def test_what_a_directory_skips_is_counted(tmp_path):
     assert [text for text, _ in corpus] == ["upper", "lower", "linked"]
     names = {os.path.relpath(path, folder) for path in corpus.skipped}
     assert names == {".git", "._b.txt", "README.md", "loop", "more.jsonl"}
-    summary = skipped_summary(corpus.skipped)
+    lines = []
+    log_skipped(corpus.skipped, lines.append)
+    (summary,) = lines
     assert summary.startswith("Skipped in the directories of the corpus: ")
     for part in ("1 linked twice", "2 hidden", "2 not named .txt or .txt.gz"):
         assert part in summary
-    assert skipped_summary({}) == ""
+    log_skipped({}, lines.append)
+    assert lines == [summary]
 
 
 @pytest.mark.parametrize(

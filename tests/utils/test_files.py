@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from keras_minilmv2.utils.files import (
@@ -126,3 +128,35 @@ def test_json_that_is_no_object_is_refused_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ValueError, match="values.json must be"):
         read_json(path)
+
+
+def test_a_directory_that_was_never_renamed_goes_unless_it_holds_something(tmp_path):
+    left, full = (tmp_path / f".out-{letter * 32}.new" for letter in "ab")
+    for path in (left, full, tmp_path / ".other-c.new"):
+        path.mkdir()
+    (full / "mine").touch()
+    with replacing_directory(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".other-c.new", full.name, "out"]
+
+
+@pytest.mark.parametrize("called", ["open", "rename"])
+def test_a_directory_that_another_process_removes_too_early_is_made_again(
+    tmp_path, monkeypatch, called
+):
+    """The other one takes it for what a killed process left."""
+    whole, times = getattr(os, called), []
+
+    def late(path, *arguments):
+        if str(path).endswith(".new"):
+            times.append(path)
+            if len(times) < 3:
+                remove_partial(tmp_path / "out")
+        return whole(path, *arguments)
+
+    monkeypatch.setattr(os, called, late)
+    with replacing_directory(tmp_path / "out") as fresh:
+        (fresh / "file").touch()
+    assert len(times) == 3
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["file"]
