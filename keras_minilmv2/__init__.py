@@ -1,6 +1,7 @@
 """MiniLMv2 self-attention relation distillation for Keras 3."""
 
 import importlib
+import importlib.abc
 import sys
 from typing import TYPE_CHECKING
 
@@ -124,3 +125,35 @@ def _without_tensorflow(name):
 
 def __dir__():
     return sorted(__all__)
+
+
+class _WithKerasHub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports `backbones` as soon as keras-hub is imported, and not before.
+
+    keras-hub's `from_preset` then reads pruned encoders, and other forms of GELU.
+    """
+
+    def find_spec(self, name, path, target=None):
+        if name != "keras_hub":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = (finder.find_spec(name, path, target) for finder in others)
+        spec = next(filter(None, found), None)
+        if spec is not None:
+            self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        sys.meta_path.remove(self)
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        importlib.import_module(f"{__name__}.backbones")
+
+
+if "keras_hub" in sys.modules:
+    importlib.import_module(f"{__name__}.backbones")
+else:
+    sys.meta_path.insert(0, _WithKerasHub())

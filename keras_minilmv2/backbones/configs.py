@@ -6,7 +6,14 @@ from pathlib import Path
 import keras
 
 from keras_minilmv2.backbones.families import FAMILIES
+from keras_minilmv2.backbones.layer_counts import (
+    COUNTED,
+    block_runs,
+    check_counts,
+    check_format_version,
+)
 from keras_minilmv2.backbones.preset_files import (
+    first_line,
     preset_error,
     read_json,
     weight_bytes,
@@ -96,10 +103,12 @@ def encoder_sizes(preset, config, family):
 
     Returns:
         dict of int by argument of the keras-nlp class, `"vocabulary_size"` for every
-        family.
+        family; of a pruned encoder also lists of int, `"head_counts"` and
+        `"neuron_counts"`.
 
     Raises:
-        ValueError: if one is missing, no int of at least 1, or does not fit another.
+        ValueError: if one is missing, no int of at least 1, or does not fit another;
+            or the encoder was pruned by a version of another format.
     """
     names = dict(family.size_names)
     padding_rows = family.num_padding_positions
@@ -132,7 +141,28 @@ def encoder_sizes(preset, config, family):
                 **{names[name]: sizes[name] for name in (divisor, number)},
             )
     sizes["max_sequence_length"] -= padding_rows
+    if not COUNTED.keys().isdisjoint(config) or "format_version" in config:
+        sizes |= _saved_counts(preset, config, family, sizes)
     return sizes
+
+
+def _saved_counts(preset, config, family, sizes):
+    """Heads and neurons of each layer of a pruned encoder, by its arguments' names."""
+    try:
+        # First: a newer format may have other arguments.
+        check_format_version(config.get("format_version"))
+        counts = {name: config_value(preset, config, name) for name in COUNTED}
+        check_counts(family, sizes, **counts)
+    except (TypeError, ValueError) as error:
+        if str(error).startswith("`preset`"):
+            raise
+        raise preset_error(
+            preset,
+            "say in its config.json what is left of each layer, in a format that this "
+            "version of keras-minilmv2 knows",
+            error=first_line(error),
+        ) from error
+    return counts
 
 
 def config_value(preset, config, name):
@@ -158,11 +188,13 @@ def check_weights_fill(preset, sizes, family, file, num_parameters):
     width, inner = sizes["hidden_dim"], sizes["intermediate_dim"]
     rows = sizes["vocabulary_size"] + sizes["max_sequence_length"]
     rows += sizes.get("num_segments", 0)
-    num_blocks = sizes["num_layers"]
-    if family.shares_blocks:
-        num_blocks = sizes["num_groups"] * sizes["num_inner_repetitions"]
+    runs = block_runs(family, sizes)
+    heads = sizes.get("head_counts", [sizes["num_heads"]] * len(runs))
+    neurons = sizes.get("neuron_counts", [inner] * len(runs))
     needed = rows * sizes.get("embedding_dim", width)
-    needed += num_blocks * (4 * width**2 + 2 * width * inner)
+    for run in map(runs.index, set(runs)):
+        attended = heads[run] * (width // sizes["num_heads"])
+        needed += width * (4 * attended + 2 * neurons[run])
     if needed > num_parameters:
         raise preset_error(
             preset,

@@ -26,6 +26,20 @@ def block_runs(family, sizes):
     ]
 
 
+def counts_of_layers(counts, layers, runs):
+    """The counts of an encoder that is made of another one's layers.
+
+    Args:
+        counts: sequence of int, of the other one's layers.
+        layers: sequence of int, from 1, the other one's layer for each layer.
+        runs: list of int, as `block_runs` returns for the encoder.
+
+    Returns:
+        tuple of int. A block of several runs is that of its first one.
+    """
+    return tuple(counts[layers[runs.index(block)] - 1] for block in runs)
+
+
 def check_format_version(version):
     """Raises unless this package can read what a pruned encoder's config says.
 

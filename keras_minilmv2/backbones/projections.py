@@ -12,6 +12,7 @@ from keras_minilmv2.backbones.flat_blocks import (
     QKVProjections,
     can_be_flat,
 )
+from keras_minilmv2.backbones.output_bias import OutputBias
 
 
 def block_calls(backbone):
@@ -61,7 +62,8 @@ def qkv_model(backbone, layer, projections=("query", "key", "value")):
 
     Raises:
         TypeError: if `layer` is not an int.
-        ValueError: if `layer` is below 1 or above the depth of the backbone.
+        ValueError: if `layer` is below 1 or above the depth of the backbone, or has no
+            heads left.
 
     Reference:
         [Wang et al., 2021](https://arxiv.org/abs/2012.15828).
@@ -88,6 +90,11 @@ def qkv_models(backbone, layers, projections=("query", "key", "value")):
     calls = block_calls(backbone)
     for layer in layers:
         check_layer("layer", layer, len(calls))
+        if isinstance(attention_of(calls[layer - 1][0]), OutputBias):
+            raise ValueError(
+                "`layer` must be one that has attention heads. "
+                f"Received: layer={layer}, whose heads were all removed."
+            )
     outputs = {}
     states = _states(backbone, [layer - 1 for layer in layers])
     for layer, block_input in zip(layers, states, strict=True):

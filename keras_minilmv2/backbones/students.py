@@ -6,7 +6,9 @@ import keras
 
 from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.inheritance import copy_layers, project_layers
+from keras_minilmv2.backbones.layer_counts import block_runs, counts_of_layers
 from keras_minilmv2.backbones.projections import block_calls, check_layer
+from keras_minilmv2.backbones.pruned import counted, is_pruned, layer_counts, unpruned
 from keras_minilmv2.backbones.variants import set_variant, variant_of
 from keras_minilmv2.utils.checks import check_choice, check_int
 
@@ -36,10 +38,12 @@ def student_backbone(
 
     - `"random"`: freshly drawn weights, as in the paper.
     - `"layers"`: the teacher's embeddings and the layers named in `teacher_layers`;
-      needs the teacher's own widths and head count.
+      needs the teacher's own widths and head count. Layers of a pruned teacher keep
+      the heads and neurons that they have.
     - `"projection"`: for a narrower student. Embeddings and the matrices of
       `teacher_layers` are carried over through the principal directions of the
-      teacher's embeddings and of its hidden states on `examples`.
+      teacher's embeddings and of its hidden states on `examples`. The teacher must
+      not be pruned.
 
     Args:
         teacher: a keras-nlp backbone of a supported family.
@@ -97,7 +101,7 @@ def student_backbone(
     )
 
     config = {
-        **teacher.get_config(),
+        **unpruned(teacher.get_config()),
         "num_layers": num_layers,
         "num_heads": num_heads,
         "hidden_dim": hidden_dim,
@@ -122,7 +126,15 @@ def student_backbone(
         )
     _check_initialization(teacher, config, initialization, examples)
 
-    student = _build_with_seed(family.backbone_class, config, seed)
+    backbone_class = family.backbone_class
+    if initialization == "layers" and is_pruned(teacher):
+        runs = block_runs(family, config)
+        counts = (
+            counts_of_layers(theirs, teacher_layers, runs)
+            for theirs in layer_counts(teacher)
+        )
+        backbone_class, config = counted(family, config, *counts)
+    student = _build_with_seed(backbone_class, config, seed)
     set_variant(student, variant_of(teacher))
     if initialization == "layers":
         copy_layers(teacher, student, teacher_layers)
@@ -217,6 +229,12 @@ def _check_initialization(teacher, config, initialization, examples):
             f'use "projection" for a narrower one. Received: {wrong}.'
         )
     if initialization == "projection":
+        if is_pruned(teacher):
+            raise ValueError(
+                'initialization="projection" needs a teacher with all heads and '
+                'neurons; use "layers" or "random" for a pruned one. Received: teacher '
+                f"with {layer_counts(teacher)[0]} heads in its layers."
+            )
         for name in ("hidden_dim", "intermediate_dim"):
             if ours[name] > theirs[name]:
                 raise ValueError(

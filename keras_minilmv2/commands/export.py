@@ -61,6 +61,11 @@ def add(commands):
         help="let sentence-transformers load it, too",
     )
     hugging_face.add_argument(
+        "--dense",
+        action="store_true",
+        help="write a pruned model at full shape, with zeros: no faster",
+    )
+    hugging_face.add_argument(
         "--overwrite", action="store_true", help="replace what DIR holds"
     )
 
@@ -81,6 +86,7 @@ def run(options):
         arguments = {
             "facts": options.facts,
             "sentence_transformers": options.sentence_transformers,
+            "dense": options.dense,
             "overwrite": options.overwrite,
         }
     path = export(
@@ -91,3 +97,5 @@ def run(options):
         **arguments,
     )
     print(f"Written: {path}")
+    if options.dense:
+        print("Heads and neurons that were removed are zeros in it: it is no faster.")

@@ -1,8 +1,11 @@
 """Relation distillation (MiniLMv2) as a `keras.Model`."""
 
+import math
+
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.precision import cast_once, look_up_before_casting
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
+from keras_minilmv2.backbones.pruned import is_pruned, layer_width
 from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
 from keras_minilmv2.distillation.trainer import StudentTrainer
@@ -40,8 +43,9 @@ class RelationDistiller(StudentTrainer):
         student: a keras-nlp backbone of the same family and vocabulary.
         teacher_layer: int, from 1. The papers take the last layer of 12-layer
             teachers, 21 of BERT large, 19 of RoBERTa and XLM-R large.
-        num_relation_heads: int. Must divide both `hidden_dim`s. The papers take 48
-            with teachers of 768 channels and 64 with 1024.
+        num_relation_heads: int. Must divide both `hidden_dim`s; of a pruned encoder,
+            the channels of the heads left in the layer that is compared. The papers
+            take 48 with teachers of 768 channels and 64 with 1024.
         relation_weights: dict of float by pair of letters q, k, v. Defaults to
             `{"qq": 1.0, "kk": 1.0, "vv": 1.0}`.
         relation_loss: a `RelationLoss` or `AttentionValueLoss` in place of the two
@@ -99,16 +103,21 @@ class RelationDistiller(StudentTrainer):
                 f"{relation_loss.name!r}, num_relation_heads={num_relation_heads}, "
                 f"relation_weights={relation_weights}."
             )
+        depth = len(block_calls(student))
+        widths = {
+            "teacher": _checked_width("teacher", teacher, teacher_layer),
+            "student": _checked_width("student", student, depth),
+        }
         # A projection that no pair names would be computed, and its weights decayed.
         projections = relation_loss.projections
         teacher_outputs = qkv_model(cast_once(teacher), teacher_layer, projections)
         look_up_before_casting(student)
-        student_outputs = qkv_model(student, len(block_calls(student)), projections)
+        student_outputs = qkv_model(student, depth, projections)
         # Wrong heads fail here, not in the first step.
         num_heads = relation_loss.relation_heads(
             teacher_outputs.output, student_outputs.output
         )
-        _check_divides(num_heads, teacher, student)
+        _check_divides(num_heads, widths, teacher, student)
         super().__init__(
             student,
             student_outputs,
@@ -140,11 +149,33 @@ class RelationDistiller(StudentTrainer):
         )
 
 
-def _check_divides(num_relation_heads, teacher, student):
+def _checked_width(role, backbone, layer):
+    """Channels of a layer's heads, at least one head's."""
+    width = layer_width(backbone, layer)
+    if width == 0:
+        raise ValueError(
+            f"`{role}` must have attention heads in the layer that is compared. "
+            f"Received: {role} whose layer {layer} has none left."
+        )
+    return width
+
+
+def _check_divides(num_relation_heads, widths, teacher, student):
     for role, backbone in (("teacher", teacher), ("student", student)):
-        if backbone.hidden_dim % num_relation_heads != 0:
+        if widths[role] % num_relation_heads == 0:
+            continue
+        if not is_pruned(teacher) and not is_pruned(student):
             raise ValueError(
                 "`num_relation_heads` must divide the `hidden_dim` of teacher and "
                 f"student. Received: num_relation_heads={num_relation_heads}, "
                 f"{role} hidden_dim={backbone.hidden_dim} ({family_of(backbone).name})."
             )
+        common = math.gcd(*widths.values())
+        divisors = [n for n in range(1, common + 1) if common % n == 0]
+        raise ValueError(
+            "`num_relation_heads` must divide the channels of the heads left in the "
+            "layers that are compared: it can be "
+            f"{', '.join(map(str, divisors))}. Received: "
+            f"num_relation_heads={num_relation_heads}, {widths['teacher']} channels "
+            f"left in the teacher's layer, {widths['student']} in the student's."
+        )

@@ -32,7 +32,8 @@ def step_operations(
         teacher: `EncoderShape` or keras-nlp backbone.
         student: `EncoderShape` or keras-nlp backbone.
         teacher_layer: int, from 1.
-        num_relation_heads: int. Must divide both `hidden_dim`s.
+        num_relation_heads: int. Must divide both `hidden_dim`s; of a pruned encoder,
+            the channels of the heads left in the layer that is compared.
         pairs: iterable of pairs of letters of q, k, v, those that have a weight.
         batch: int, sequences.
         length: int, tokens of a sequence.
@@ -47,22 +48,27 @@ def step_operations(
     teacher, student = encoder_shape(teacher), encoder_shape(student)
     check_layer("teacher_layer", teacher_layer, len(teacher.blocks))
     check_int(num_relation_heads=num_relation_heads)
-    for role, shape in (("teacher", teacher), ("student", student)):
-        if shape.hidden_dim % num_relation_heads != 0:
+    depth = len(student.blocks)
+    widths = {
+        "teacher": teacher.layer_widths[teacher_layer - 1],
+        "student": student.layer_widths[depth - 1],
+    }
+    for role, width in widths.items():
+        if width == 0 or width % num_relation_heads != 0:
             raise ValueError(
                 "`num_relation_heads` must divide the `hidden_dim` of teacher and "
-                f"student. Received: num_relation_heads={num_relation_heads}, "
-                f"{role} hidden_dim={shape.hidden_dim}."
+                "student, or the channels of the heads that pruning left. Received: "
+                f"num_relation_heads={num_relation_heads}, {role} with {width} "
+                "channels."
             )
     pairs = list(pairs)
-    depth = len(student.blocks)
     projections = len(set("".join(pairs)))
 
     def forward(shape, layer):
         return _forward_operations(shape, layer, projections, batch, length)
 
     # Two tokens and a pair of letters.
-    relation = 4 * teacher.hidden_dim + 8 * student.hidden_dim + 15 * num_relation_heads
+    relation = 4 * widths["teacher"] + 8 * widths["student"] + 15 * num_relation_heads
     operations = {
         "teacher": forward(teacher, teacher_layer),
         "student_forward": forward(student, depth),
@@ -75,11 +81,18 @@ def step_operations(
 
 def _forward_operations(shape, layer, num_projections, batch, length):
     """Operations up to the projections of a layer."""
-    width, inner = shape.hidden_dim, shape.intermediate_dim
-    # A token: projections and attention output; feed-forward; scores and their use.
-    block = 8 * width**2 + 4 * width * inner + 4 * length * width
-    block += 5 * shape.num_heads * length
-    token = (layer - 1) * block + 2 * num_projections * width**2
+    width, token = shape.hidden_dim, 0
+    below = slice(layer - 1)
+    for attended, heads, neurons in zip(
+        shape.layer_widths[below],
+        shape.layer_heads[below],
+        shape.layer_neurons[below],
+        strict=True,
+    ):
+        # A token: projections and attention output; feed-forward; scores and their use.
+        token += 8 * width * attended + 4 * width * neurons + 4 * length * attended
+        token += 5 * heads * length
+    token += 2 * num_projections * width * shape.layer_widths[layer - 1]
     if shape.projects_embeddings:
         token += 2 * shape.embedding_dim * width
     return batch * length * token
@@ -103,7 +116,8 @@ def step_memory(
 
     - kept for the backward pass: `42 D + 20 F + 9 h L` for each block of the student
       below its last, in mixed precision `36 D + 13 F + 5 h L`, and `16 E` of
-      embeddings of width `E`. Counted in TensorFlow's graph, with dropout;
+      embeddings of width `E`. Counted in TensorFlow's graph, with dropout. `16 D` of
+      the first, and `8 D` of the second, are of the heads, and shrink with them;
     - in use at a time: `s (3 D + max(4 F, 4 h L))` of the larger of teacher and
       student;
     - queries, keys and values: `12` bytes for each channel of the teacher and `20` of
@@ -136,13 +150,22 @@ def step_memory(
     trained = student.num_parameters_up_to(depth, projections)
     mixed = dtype_policy != "float32"
     of_width, of_inner, of_scores = (36, 13, 5) if mixed else (42, 20, 9)
-    kept = (depth - 1) * (
-        of_width * student.hidden_dim
-        + of_inner * student.intermediate_dim
-        + of_scores * student.num_heads * length
-    ) + 16 * student.embedding_dim
+    # Of queries, keys, values and what attention gives.
+    of_heads = 8 if mixed else 16
+    kept = 16 * student.embedding_dim
+    for attended, heads, neurons in list(
+        zip(
+            student.layer_widths,
+            student.layer_heads,
+            student.layer_neurons,
+            strict=True,
+        )
+    )[:-1]:
+        kept += (of_width - of_heads) * student.hidden_dim + of_heads * attended
+        kept += of_inner * neurons + of_scores * heads * length
     in_use = (2 if mixed else 4) * max(
-        3 * shape.hidden_dim + 4 * max(shape.intermediate_dim, shape.num_heads * length)
+        3 * shape.hidden_dim
+        + 4 * max(*shape.layer_neurons, length * max(shape.layer_heads))
         for shape in (teacher, student)
     )
     vectors = projections * (12 * teacher.hidden_dim + 20 * student.hidden_dim)

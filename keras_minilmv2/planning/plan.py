@@ -3,6 +3,7 @@
 import functools
 from dataclasses import asdict
 
+from keras_minilmv2.backbones.projections import check_layer
 from keras_minilmv2.distillation.objectives import objective_for
 from keras_minilmv2.planning.costs import step_memory, step_operations
 from keras_minilmv2.planning.machines import find_machine
@@ -49,7 +50,10 @@ def plan(recipe, device=None, memory_gb=None, share_reached=None):
             f"of the teacher. Received: sequence_length={recipe.sequence_length}, "
             f"max_sequence_length={teacher.max_sequence_length}."
         )
-    pairs, num_relation_heads = objective.relations(recipe, teacher.num_heads)
+    check_layer("teacher_layer", recipe.teacher_layer, len(teacher.blocks))
+    pairs, num_relation_heads = objective.relations(
+        recipe, teacher.layer_heads[recipe.teacher_layer - 1]
+    )
     operations = step_operations(
         teacher,
         student,
@@ -145,10 +149,15 @@ def _batch_plan(recipe, machine, memory_of):
 
 
 def _in_words(shape):
-    return (
+    words = (
         f"{shape.family} {len(shape.blocks)}x{shape.hidden_dim}, "
         f"{count(shape.num_parameters)} parameters"
     )
+    if shape.head_counts is None:
+        return words
+    heads = ", ".join(map(str, shape.head_counts))
+    neurons = ", ".join(map(str, shape.neuron_counts))
+    return f"{words}, left in its layers: {heads} heads, {neurons} neurons"
 
 
 def plan_text(plan):

@@ -8,7 +8,15 @@ from keras_minilmv2.backbones.configs import (
     read_config,
 )
 from keras_minilmv2.backbones.families import family_named, family_of, vocabulary_size
+from keras_minilmv2.backbones.layer_counts import (
+    COUNTED,
+    block_runs,
+    check_counts,
+    counts_of_layers,
+)
 from keras_minilmv2.backbones.preset_files import check_preset
+from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
+from keras_minilmv2.backbones.students import evenly_spaced_layers
 from keras_minilmv2.utils.checks import check_int
 
 
@@ -29,6 +37,10 @@ class EncoderShape:
         num_segments: int. Rows of the segment embedding of BERT, ALBERT and ELECTRA.
         num_groups: int. Groups of blocks of ALBERT; each repeats its own weights.
         num_inner_repetitions: int. Blocks in a group of ALBERT.
+        head_counts: tuple of int, heads of each layer of a pruned encoder. Defaults to
+            `num_heads` in each.
+        neuron_counts: tuple of int, feed-forward neurons of each layer. Defaults to
+            `intermediate_dim` in each.
 
     Raises:
         TypeError: if a size is no int.
@@ -47,13 +59,16 @@ class EncoderShape:
     num_segments: int = 2
     num_groups: int = 1
     num_inner_repetitions: int = 1
+    head_counts: tuple[int, ...] | None = None
+    neuron_counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
         family_named(self.family)
         if self.embedding_dim is None:
             object.__setattr__(self, "embedding_dim", self.hidden_dim)
         for spec in fields(self)[1:]:
-            check_int(**{spec.name: getattr(self, spec.name)})
+            if spec.name not in COUNTED:
+                check_int(**{spec.name: getattr(self, spec.name)})
         for divisor, number in (
             ("num_heads", "hidden_dim"),
             ("num_groups", "num_layers"),
@@ -64,19 +79,30 @@ class EncoderShape:
                     f"{divisor}={getattr(self, divisor)}, "
                     f"{number}={getattr(self, number)}."
                 )
+        counts = {name: getattr(self, name) for name in COUNTED}
+        given = {name: values for name, values in counts.items() if values is not None}
+        check_counts(family_named(self.family), vars(self), **given)
 
     @property
     def blocks(self):
         """For each run of a block, which weights it runs with."""
-        if not family_named(self.family).shares_blocks:
-            return list(range(self.num_layers))
-        inner = self.num_inner_repetitions
-        return [
-            group * inner + i
-            for group in range(self.num_groups)
-            for _ in range(self.num_layers // self.num_groups)
-            for i in range(inner)
-        ]
+        return block_runs(family_named(self.family), vars(self))
+
+    @property
+    def layer_heads(self):
+        """Heads of each layer, tuple of int."""
+        return self.head_counts or (self.num_heads,) * len(self.blocks)
+
+    @property
+    def layer_neurons(self):
+        """Feed-forward neurons of each layer, tuple of int."""
+        return self.neuron_counts or (self.intermediate_dim,) * len(self.blocks)
+
+    @property
+    def layer_widths(self):
+        """Channels of the heads of each layer, tuple of int."""
+        head_dim = self.hidden_dim // self.num_heads
+        return tuple(heads * head_dim for heads in self.layer_heads)
 
     @property
     def projects_embeddings(self):
@@ -98,16 +124,21 @@ class EncoderShape:
     @property
     def num_parameters(self):
         """Parameters of the whole encoder."""
-        size = self.num_embedding_parameters
-        size += len(set(self.blocks)) * self._num_block_parameters
+        size = self.num_embedding_parameters + self._num_block_parameters(self.blocks)
         if family_named(self.family).has_pooler:
             size += (self.hidden_dim + 1) * self.hidden_dim
         return size
 
-    @property
-    def _num_block_parameters(self):
-        width, inner = self.hidden_dim, self.intermediate_dim
-        return 4 * (width + 1) * width + (2 * width + 1) * inner + 5 * width
+    def _num_block_parameters(self, runs):
+        """Parameters of the blocks that run first, which `runs` lists."""
+        width, size = self.hidden_dim, 0
+        for run in map(runs.index, set(runs)):
+            attended = self.layer_widths[run]
+            # Queries, keys and values; attention output; feed-forward; the biases of
+            # the two outputs and two norms.
+            size += 3 * (width + 1) * attended + width * attended
+            size += (2 * width + 1) * self.layer_neurons[run] + 6 * width
+        return size
 
     def num_parameters_up_to(self, layer, num_projections=3):
         """Parameters that some projections of a layer depend on.
@@ -116,10 +147,11 @@ class EncoderShape:
             layer: int, from 1.
             num_projections: int. Queries, keys, values: how many of them are used.
         """
-        whole = set(self.blocks[: layer - 1])
-        size = self.num_embedding_parameters + len(whole) * self._num_block_parameters
+        whole = self.blocks[: layer - 1]
+        size = self.num_embedding_parameters + self._num_block_parameters(whole)
         if self.blocks[layer - 1] not in whole:
-            size += num_projections * (self.hidden_dim + 1) * self.hidden_dim
+            attended = self.layer_widths[layer - 1]
+            size += num_projections * (self.hidden_dim + 1) * attended
         return size
 
 
@@ -212,13 +244,17 @@ def encoder_shape(encoder):
             if name != "vocabulary_size"
         }
         sizes["vocabulary_size"] = vocabulary_size(encoder)
+        if is_pruned(encoder):
+            sizes |= zip(COUNTED, layer_counts(encoder), strict=True)
         return EncoderShape(family=family.name, **sizes)
     if encoder in KNOWN_SHAPES:
         return KNOWN_SHAPES[encoder]
     preset = check_preset(encoder)
     config = read_config(preset)
     family = family_of_config(preset, config)
-    return EncoderShape(family=family.name, **encoder_sizes(preset, config, family))
+    sizes = encoder_sizes(preset, config, family)
+    sizes |= {name: tuple(sizes[name]) for name in COUNTED if name in sizes}
+    return EncoderShape(family=family.name, **sizes)
 
 
 def student_shape(teacher, recipe):
@@ -241,11 +277,27 @@ def student_shape(teacher, recipe):
             "token embedding has the width of its layers. Received: "
             f"student_embedding_dim={embedding_dim}."
         )
-    return replace(
+    shape = replace(
         teacher,
         num_layers=recipe.student_num_layers,
         num_heads=recipe.student_num_heads,
         hidden_dim=recipe.student_hidden_dim,
         intermediate_dim=recipe.student_intermediate_dim,
         embedding_dim=embedding_dim,
+        **dict.fromkeys(COUNTED),
     )
+    initialization = recipe.initialization
+    if initialization.preset is not None:
+        source = encoder_shape(initialization.preset)
+        counts = {name: getattr(source, name) for name in COUNTED}
+    elif initialization.is_copy and teacher.head_counts:
+        layers = initialization.teacher_layers or evenly_spaced_layers(
+            len(teacher.blocks), shape.num_layers
+        )
+        counts = {
+            name: counts_of_layers(getattr(teacher, name), layers, shape.blocks)
+            for name in COUNTED
+        }
+    else:
+        return shape
+    return replace(shape, **counts)

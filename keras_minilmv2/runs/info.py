@@ -7,6 +7,7 @@ from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.projections import block_calls
+from keras_minilmv2.backbones.pruned import is_pruned, layer_counts, layer_width
 from keras_minilmv2.utils.tables import count, megabytes
 
 
@@ -18,7 +19,8 @@ def paper_settings(backbone):
 
     Returns:
         tuple of the layer (int, from 1), the number of relation heads (int), and a str
-        of where the two come from.
+        of where the two come from. Of a pruned teacher, the last layer with heads; 0
+        relation heads where there is none.
 
     Reference:
         [Wang et al., 2021](https://arxiv.org/abs/2012.15828), section 4.1.
@@ -26,13 +28,20 @@ def paper_settings(backbone):
     family = family_of(backbone)
     depth = len(block_calls(backbone))
     shape = depth, backbone.hidden_dim
-    if family.large_teacher_layer is not None:
+    if family.large_teacher_layer is not None and not is_pruned(backbone):
         if shape == (12, 768):
             return 12, 48, "the paper's for this shape"
         if shape == (24, 1024):
             return family.large_teacher_layer, 64, "the paper's for this shape"
     # 64 of 1024 and 48 of 768 are both 16 channels a head; the layer is a guess.
-    heads = math.gcd(48, backbone.hidden_dim)
+    if is_pruned(backbone):
+        with_heads = [
+            n for n, heads in enumerate(layer_counts(backbone)[0], 1) if heads
+        ]
+        if not with_heads:
+            return depth, 0, "no layer has heads: nothing to distil relations of"
+        depth = with_heads[-1]
+    heads = math.gcd(48, layer_width(backbone, depth))
     return depth, heads, "not in the paper: last layer, and 48 heads or what divides"
 
 
@@ -70,6 +79,10 @@ def model_facts(preset):
         ("teacher_layer", f"{layer} ({source})"),
         ("num_relation_heads", f"{heads} ({source})"),
     ]
+    if is_pruned(backbone):
+        heads, neurons = (", ".join(map(str, n)) for n in layer_counts(backbone))
+        facts.insert(5, ("neurons left in each layer", neurons))
+        facts.insert(5, ("heads left in each layer", heads))
     if family_of(backbone).has_embedding_dim:
         facts.insert(3, ("embedding_dim", f"{backbone.embedding_dim}"))
     return facts

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
-from keras_minilmv2.backbones.families import check_tokenizer
+from keras_minilmv2.backbones.families import check_tokenizer, family_of
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.projections import block_calls, check_layer
+from keras_minilmv2.backbones.pruned import (
+    counted,
+    is_pruned,
+    layer_counts,
+    unpruned,
+)
 from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.backbones.students import student_backbone
+from keras_minilmv2.backbones.variants import set_variant, variant_of
 from keras_minilmv2.distillation.initialization import Initialization
 from keras_minilmv2.distillation.objectives import OBJECTIVES
 from keras_minilmv2.runs.directory import check_new
@@ -63,12 +70,12 @@ def make_student(teacher, recipe, examples=None, initialization=None):
         **chosen.arguments(examples, recipe.num_relation_heads),
     )
     if chosen.preset is not None:
-        _set_preset_weights(chosen.preset, student)
+        return _with_preset_weights(chosen.preset, student)
     return student
 
 
-def _set_preset_weights(preset, student):
-    """Gives a student the weights of a preset of its own shape."""
+def _with_preset_weights(preset, student):
+    """A student with the weights of a preset of its shape, and pruned as that is."""
     # What the preset has no weights for is drawn: the same each time.
     set_seed(0)
     begun = load_backbone(preset)
@@ -81,15 +88,22 @@ def _set_preset_weights(preset, student):
             f"{ours[name]}. Received: student_initialization=preset:{preset}, "
             f"{name}={theirs.get(name)}."
         )
+    if is_pruned(begun):
+        family, config = family_of(student), student.get_config()
+        pruned_class, config = counted(family, config, *layer_counts(begun))
+        pruned = pruned_class.from_config(config)
+        set_variant(pruned, variant_of(student))
+        student = pruned
     student.set_weights(begun.get_weights())
+    return student
 
 
 def _shape(backbone):
     """What must be equal for weights to be carried over."""
-    config = backbone.get_config()
+    config = unpruned(backbone.get_config())
     for name in ("name", "dtype", "trainable", "dropout"):
         config.pop(name, None)
-    return {"class": type(backbone).__name__, **config}
+    return {"class": family_of(backbone).backbone_class.__name__, **config}
 
 
 def make_distiller(teacher, student, recipe, tokenizer):

@@ -11,6 +11,7 @@ from keras_minilmv2.backbones.families import (
     uses_segment_ids,
     vocabulary_size,
 )
+from keras_minilmv2.backbones.pruned import is_pruned
 from keras_minilmv2.serving.beside import write_beside
 from keras_minilmv2.serving.manifest import write_manifest
 from keras_minilmv2.serving.samples import (
@@ -264,6 +265,10 @@ def _differences(signatures, functions, samples):
 
 
 def _model_facts(kind, backbone, model):
+    counts = {}
+    if is_pruned(backbone):
+        names = ("head_counts", "neuron_counts")
+        counts = {name: list(getattr(backbone, name)) for name in names}
     return {
         "kind": kind,
         "family": family_of(backbone).name,
@@ -272,6 +277,7 @@ def _model_facts(kind, backbone, model):
         "num_heads": backbone.num_heads,
         "hidden_dim": backbone.hidden_dim,
         "intermediate_dim": backbone.intermediate_dim,
+        **counts,
         "vocabulary_size": vocabulary_size(backbone),
         "max_sequence_length": backbone.max_sequence_length,
         "num_parameters": model.count_params(),

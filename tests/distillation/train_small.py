@@ -72,7 +72,18 @@ def make_dataset():
     return dataset.batch(BATCH, drop_remainder=True)
 
 
-def make_distiller(dtype="float32", dropout=0.0, optimizer=None, **options):
+def without_heads(backbone):
+    """A copy without heads and neurons in layer 1, and one head less in the last."""
+    head_mask = np.ones((backbone.num_layers, backbone.num_heads))
+    head_mask[0] = head_mask[-1, 0] = 0
+    neuron_mask = np.ones((backbone.num_layers, backbone.intermediate_dim))
+    neuron_mask[0] = 0
+    return km.prune_heads(backbone, head_mask, neuron_mask)
+
+
+def make_distiller(
+    dtype="float32", dropout=0.0, optimizer=None, pruned=False, **options
+):
     """A compiled distiller of a small BERT, with large weights."""
     import keras_hub
 
@@ -100,6 +111,8 @@ def make_distiller(dtype="float32", dropout=0.0, optimizer=None, **options):
         ),
         seed=2,
     )
+    if pruned:
+        teacher, student = map(without_heads, (teacher, student))
     distiller = km.RelationDistiller(
         teacher, student, teacher_layer=3, num_relation_heads=4
     )
@@ -122,6 +135,7 @@ def main():
     parser.add_argument("--jit", action="store_true")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--pruned", action="store_true")
     parser.add_argument("--hide-tensorflow", action="store_true")
     options = parser.parse_args()
     if options.hide_tensorflow:
@@ -131,6 +145,7 @@ def main():
         distiller = make_distiller(
             options.dtype,
             options.dropout,
+            pruned=options.pruned,
             jit_compile=options.jit or "auto",
             accumulation_steps=options.accumulation,
             steps_per_execution=options.steps_per_execution,

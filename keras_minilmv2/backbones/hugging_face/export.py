@@ -16,6 +16,7 @@ from keras_minilmv2.backbones.hugging_face.model_card import model_card, read_fa
 from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_files
 from keras_minilmv2.backbones.hugging_face.weights import encoder_weights
 from keras_minilmv2.backbones.preset_files import check_new_directory
+from keras_minilmv2.backbones.pruned import dense_copy, is_pruned
 from keras_minilmv2.backbones.variants import variant_of
 from keras_minilmv2.utils.files import replacing_directory, write_json
 
@@ -28,6 +29,7 @@ def export_to_hugging_face(
     facts=None,
     labels=None,
     sentence_transformers=False,
+    dense=False,
     overwrite=False,
 ):
     """Writes a directory that Hugging Face transformers loads.
@@ -62,13 +64,17 @@ def export_to_hugging_face(
         labels: list of str. Names of a classifier's classes.
         sentence_transformers: bool. Whether sentence-transformers is to load the
             directory as an encoder of sentences: the mean over tokens.
+        dense: bool. Whether a pruned model is written at full shape, with zeros for
+            the heads and neurons that are gone, since no class of transformers has
+            layers of different shapes. It computes the same and is not faster or
+            smaller than before it was pruned.
         overwrite: bool. Whether a directory that holds another model, and nothing
             else, is replaced.
 
     Raises:
         TypeError: if the model or the tokenizer is of no supported family.
         ValueError: if tokenizer and model do not fit, or the model is one that
-            transformers has no place for.
+            transformers has no place for, such as a pruned one without `dense`.
         FileExistsError: if the directory is not empty and `overwrite` is not set, or
             it holds a file that is no model's.
     """
@@ -76,6 +82,14 @@ def export_to_hugging_face(
     check_new_directory("directory", directory, overwrite)
     backbone, classifier = _backbone_and_classifier(model)
     family = family_of(backbone)
+    pruned = is_pruned(backbone)
+    if pruned and not dense:
+        raise ValueError(
+            "`model` must have in every layer the heads and neurons that its config "
+            "names, as transformers' class has; set `dense` to write the removed ones "
+            "as zeros, at full size and no faster. Received: a pruned model with "
+            f"{_in_words(backbone)}."
+        )
     if tokenizer is None:
         tokenizer = _own_tokenizer(classifier)
     files = tokenizer_files(tokenizer)
@@ -86,6 +100,10 @@ def export_to_hugging_face(
             f"Received: model of type {type(model).__name__}."
         )
     num_classes = None if classifier is None else classifier.num_classes
+    if pruned:
+        removed = f"{_in_words(backbone)}; the others are zeros, so no faster"
+        facts = {**read_facts(facts), "left in each layer": removed}
+        backbone = dense_copy(backbone)
     config = {
         **_config(family, backbone, tokenizer),
         **_label_config(labels, num_classes),
@@ -110,6 +128,12 @@ def export_to_hugging_face(
         if sentence_transformers:
             _write_sentence_transformers(fresh, backbone)
         (fresh / "README.md").write_text(card, encoding="utf-8")
+
+
+def _in_words(pruned):
+    """Heads and neurons that are left in each layer."""
+    heads = ", ".join(map(str, pruned.head_counts))
+    return f"{heads} heads, {', '.join(map(str, pruned.neuron_counts))} neurons"
 
 
 def _backbone_and_classifier(model):

@@ -262,14 +262,13 @@ def encoder_weights(backbone):
     `load_hugging_face_backbone` reads them back bit for bit.
 
     Args:
-        backbone: a keras-nlp backbone of a supported family.
+        backbone: a keras-nlp backbone of a supported family, not pruned.
 
     Returns:
         dict of float32 arrays.
 
     Raises:
         TypeError: if the backbone is of no supported family.
-        ValueError: if a layer has fewer heads than `num_heads`.
     """
     family = family_of(backbone)
     collector = _WeightCollector(family, backbone.hidden_dim)
@@ -305,19 +304,10 @@ class _WeightCollector:
             tensor = tensor.reshape(-1)
         elif hook_fn is not None:
             if tensor.ndim == 3:
-                tensor = self._without_heads(key, tensor)
+                # (width, heads, channels), or the other way round
+                tensor = tensor.reshape(self._hidden_dim, self._hidden_dim)
             tensor = tensor.T
         self.weights[key] = np.ascontiguousarray(tensor)
-
-    def _without_heads(self, key, kernel):
-        """A kernel (width, heads, channels), or the other way round, as a matrix."""
-        if kernel.size != self._hidden_dim**2:
-            raise ValueError(
-                "`model` must have in every layer the heads that its config names, as "
-                f"transformers' class has. Received: {key} of shape {kernel.shape} in "
-                f"a model with hidden_dim={self._hidden_dim}."
-            )
-        return kernel.reshape(self._hidden_dim, self._hidden_dim)
 
 
 def _check_weights_file(preset):

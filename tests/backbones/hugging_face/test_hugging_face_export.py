@@ -605,13 +605,41 @@ def test_byte_pair_model_of_sentence_piece_raises(tmp_path):
         export_to_hugging_face(backbone, tokenizer, tmp_path)
 
 
-def test_model_with_removed_heads_raises(tmp_path, monkeypatch):
+def removed_in(backbone):
+    """A backbone without some heads and neurons, in one layer without any."""
+    head_mask = np.ones((backbone.num_layers, backbone.num_heads), int)
+    neuron_mask = np.ones((backbone.num_layers, backbone.intermediate_dim), int)
+    if family_of(backbone).shares_blocks:
+        head_mask[:, ::2] = neuron_mask[:, ::3] = 0
+    else:
+        head_mask[0, 1], head_mask[1] = 0, 0
+        neuron_mask[0], neuron_mask[1, 5:] = 0, 0
+    return prune_heads(backbone, head_mask, neuron_mask)
+
+
+def test_model_with_removed_heads_raises(tmp_path):
     backbone, tokenizer = make_pair("bert")
-    dense = backbone.get_layer("transformer_layer_1")._self_attention_layer.query_dense
-    narrow = np.zeros((24, 3, 6), "float32")
-    monkeypatch.setattr(type(dense), "kernel", property(lambda self: narrow))
     with pytest.raises(ValueError, match=r"`model` must have in every layer the heads"):
-        export_to_hugging_face(backbone, tokenizer, tmp_path)
+        export_to_hugging_face(removed_in(backbone), tokenizer, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_removed_heads_are_written_as_zeros(family, tmp_path):
+    backbone, tokenizer = make_pair(family)
+    pruned = removed_in(backbone)
+    export_to_hugging_face(pruned, tokenizer, tmp_path / "hf", dense=True)
+    read = load_backbone(tmp_path / "hf")
+    assert type(read) is type(backbone)
+    assert read.count_params() == backbone.count_params() > pruned.count_params()
+    inputs = make_inputs(pruned)
+    ours, theirs = pruned(inputs), read(inputs)
+    if isinstance(ours, dict):
+        ours, theirs = ours["sequence_output"], theirs["sequence_output"]
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    assert (
+        "the others are zeros, so no faster" in (tmp_path / "hf/README.md").read_text()
+    )
 
 
 def test_directory_must_be_empty_unless_it_is_to_be_replaced(tmp_path):
