@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 from keras_minilmv2.commands import (
+    compress,
     demo,
     distill,
     evaluate,
@@ -35,6 +36,7 @@ COMMANDS = (
     layers,
     finetune,
     evaluate,
+    compress,
     shrink_vocabulary,
     export,
     serve_check,

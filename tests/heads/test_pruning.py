@@ -29,7 +29,6 @@ from keras_minilmv2.backbones.variants import Variant, set_variant, variant_of
 from keras_minilmv2.runs.info import model_facts, paper_settings
 from keras_minilmv2.serving.serve_check import serve_check
 
-
 # With blocks of their own, and shared.
 BOTH = [
     name

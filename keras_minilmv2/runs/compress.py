@@ -1,0 +1,691 @@
+"""Compression of a fine-tuned model in minutes: fewer heads and neurons, by a budget."""
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.preset_files import weight_bytes
+from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
+from keras_minilmv2.backbones.saving import check_space
+from keras_minilmv2.downstream.batches import training_epochs
+from keras_minilmv2.downstream.registry import get_task
+from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
+from keras_minilmv2.downstream.tasks import score_columns
+from keras_minilmv2.heads.costs import (
+    measured_costs,
+    operation_costs,
+    parameter_costs,
+    random_batch,
+)
+from keras_minilmv2.heads.importance import head_importance
+from keras_minilmv2.heads.pruning import prune_heads
+from keras_minilmv2.heads.refit import refit_outputs
+from keras_minilmv2.heads.search import BudgetError, choose_masks
+from keras_minilmv2.runs.directory import FINISHED, RunDirectory, RunKind
+from keras_minilmv2.runs.evaluate import EVALUATION_FILES, write_evaluations
+from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
+from keras_minilmv2.runs.settings import Settings, not_compared
+from keras_minilmv2.runs.supervised import train_model
+from keras_minilmv2.training.supervised import compiled
+from keras_minilmv2.utils.checks import check_choice, check_int, check_number
+from keras_minilmv2.utils.checksums import sha256
+from keras_minilmv2.utils.files import (
+    read_json,
+    replacing_directory,
+    replacing_file,
+    write_json,
+    writing,
+)
+from keras_minilmv2.utils.tables import clock, count, megabytes, percent
+from keras_minilmv2.utils.throughput import seconds_per_batch
+
+BUDGETS = ("latency", "operations", "parameters")
+_PICTURE = "layers.png"
+_SCORES = "scores.json"
+# Tries to meet the asked speed, and how near is near enough.
+_MOST_TRIES, _NEAR = 5, 0.015
+_CALIBRATION_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionSettings(Settings):
+    """How a fine-tuned model is made smaller.
+
+    Args:
+        speedup: float above 1. How many times faster the encoder must be; with another
+            budget, how many times fewer operations, or parameters of its layers.
+        budget: str. `"latency"`: the time of this machine, measured; `"operations"` or
+            `"parameters"`: counted.
+        latency_batch_size: int, sequences of the inputs whose latency, or operations,
+            count.
+        latency_length: int, tokens of these.
+        heads_only: bool. Whether all neurons stay.
+        num_calibration_examples: int. Training examples that importance and least
+            squares are computed on, drawn by the seed.
+        least_squares: bool. Whether the output matrices of what is left are fitted to
+            what the whole model computes.
+        penalty: float. Of the least squares; see `heads.search.OutputFit`.
+        seed: int.
+        epochs: int. Of fine-tuning afterwards; 0 for none.
+        learning_rate: float, its peak.
+        batch_size: int. Its batches; defaults to the task's.
+        num_train_examples: int. Fine-tune on N examples. Defaults to all.
+        distill: float from 0 to 1. The share of the fine-tuning loss that compares the
+            outputs with those of the whole model; the rest is the task's.
+
+    Raises:
+        ValueError, TypeError: if a value is out of its range or of another type.
+    """
+
+    # Budget.
+    speedup: float = 2.0
+    budget: str = "latency"
+    latency_batch_size: int = 32
+    latency_length: int = 128
+    heads_only: bool = False
+    # Search.
+    num_calibration_examples: int = 2_048
+    least_squares: bool = True
+    penalty: float = 1e-2
+    seed: int = 0
+    # Fine-tuning.
+    epochs: int = 0
+    learning_rate: float = 5e-5
+    batch_size: int | None = None
+    num_train_examples: int | None = None
+    distill: float = 0.5
+
+    def check(self):
+        """Raises unless all values are in their ranges."""
+        check_number(above=1, speedup=self.speedup)
+        check_choice(BUDGETS, budget=self.budget)
+        for name in ("latency_batch_size", "latency_length"):
+            check_int(**{name: getattr(self, name)})
+        check_int(num_calibration_examples=self.num_calibration_examples)
+        check_number(least=0, penalty=self.penalty)
+        check_int(least=0, below=2**32, seed=self.seed)
+        check_int(least=0, epochs=self.epochs)
+        check_number(above=0, learning_rate=self.learning_rate)
+        for name in ("batch_size", "num_train_examples"):
+            if getattr(self, name) is not None:
+                check_int(**{name: getattr(self, name)})
+        check_number(least=0, most=1, distill=self.distill)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compared(CompressionSettings):
+    """What must be the same for a directory to hold this run."""
+
+    task: str
+    model: str = not_compared()
+    data_dir: str | None = not_compared()
+    weights_sha256: str
+    data_sha256: str
+
+    @classmethod
+    def _noun(cls):
+        return "The settings of a compression"
+
+
+KIND = RunKind(
+    name="compress",
+    settings_class=_Compared,
+    settings_file="settings.json",
+    outputs=(
+        *("settings.json", "model", "importance.npz", _PICTURE, _SCORES),
+        *EVALUATION_FILES,
+        *OUTPUTS,
+    ),
+    evidence=("settings.json",),
+)
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What a run found.
+
+    Args:
+        output_dir: path.
+        scores: dict of float: the main metric on the dev split of the `"whole"` model,
+            of the `"pruned"` one (masks alone), `"fitted"` (least squares) and
+            `"fine_tuned"`; those that were computed.
+        speedup: float, delivered, in the unit of the budget.
+        head_counts: tuple of int by layer.
+        neuron_counts: tuple of int by layer.
+        seconds: dict of float by part of the work.
+    """
+
+    output_dir: Path
+    scores: dict
+    speedup: float
+    head_counts: tuple
+    neuron_counts: tuple
+    seconds: dict
+
+
+def compress(
+    model,
+    output_dir,
+    settings=None,
+    *,
+    task=None,
+    data_dir=None,
+    tfds_data_dir=None,
+    overwrite=False,
+    progress_stream=None,
+    log=print,
+    **changes,
+):
+    """Makes a fine-tuned model smaller and faster, without training or with a little.
+
+    1. The Fisher information of heads and feed-forward neurons on training examples.
+    2. The heads and neurons of every layer that keep the most of it within the budget;
+       the budget is met by measuring the result, not only by the table it is planned
+       with.
+    3. Least squares: new output matrices, so that each layer gives what it gave.
+    4. If asked for, fine-tuning with the whole model as a teacher.
+
+    The directory then holds `model/`, of the same kind as the given one, `metrics.json`
+    and `predictions/` of it on the dev splits, `importance.npz`, `layers.png`,
+    `report.md`, `report.json`, `scores.json` and `settings.json`.
+
+    Args:
+        model: str or path. What `fine_tune` wrote, or the `model` in it.
+        output_dir: str or path. Made if missing.
+        settings: `CompressionSettings`.
+        task: str or `Task`. Defaults to the one the model was fine-tuned on.
+        data_dir: str or path of the task's published files. None for TFDS.
+        tfds_data_dir: str or path. Where TFDS keeps its data.
+        overwrite: bool. Whether to replace another run's outputs.
+        progress_stream: text stream of the progress line. Defaults to standard error.
+        log: function that is called with each line of information.
+        **changes: fields of `CompressionSettings` that replace those of `settings`.
+
+    Returns:
+        `Compression`. A finished run is returned.
+
+    Raises:
+        ValueError, TypeError, OSError: if something does not fit; the sentence names
+            it. Nothing is written before the settings and data are checked.
+    """
+    settings = settings or CompressionSettings()
+    settings.field_types(changes)
+    settings = dataclasses.replace(settings, **changes)
+    saved = load_fine_tuned(model)
+    task = get_task(saved.task if task is None else task)
+    task.check_model(saved.model, saved.notes)
+    task = task.with_options(saved.backbone, **saved.sizes)
+    _check_model(saved.backbone, settings)
+    setup = _prepare(saved, task, settings, data_dir, tfds_data_dir, log)
+    setup = dataclasses.replace(setup, progress_stream=progress_stream)
+    compared = _Compared(
+        **dataclasses.asdict(settings),
+        task=task.name,
+        model=str(model),
+        data_dir=None if data_dir is None else str(data_dir),
+        weights_sha256=sha256(*saved.model.get_weights()),
+        data_sha256=sha256(*setup.train.identity(), *setup.dev.identity()),
+    )
+    with RunDirectory.open(
+        output_dir, compared, KIND, overwrite, reads={"model": model}
+    ) as directory:
+        if directory.state == FINISHED:
+            log(f"Finished already: {output_dir}.")
+            return _load(directory.path)
+        found = _search(setup)
+        directory.start()
+        return _finish(setup, found, directory, compared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What all parts of the work share."""
+
+    saved: object
+    task: object
+    settings: CompressionSettings
+    train: object  # Features
+    calibration: tuple
+    dev: object
+    dev_splits: dict
+    log: object
+    progress_stream: object = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the search found.
+
+    `model` is the smaller one, `predicted` what the table of costs gives for it.
+    """
+
+    importance: object
+    head_mask: np.ndarray
+    neuron_mask: np.ndarray
+    predicted: float
+    speedup: float
+    scores: dict
+    seconds: dict
+    model: object
+
+
+def _check_model(backbone, settings):
+    if is_pruned(backbone):
+        raise ValueError(
+            "`model` must have all heads and neurons of its layers; compress the model "
+            "that it was made from. Received: a pruned "
+            f"{family_of(backbone).name} encoder."
+        )
+    if settings.latency_length > backbone.max_sequence_length:
+        raise ValueError(
+            "`latency_length` must not be beyond the position table of the model. "
+            f"Received: latency_length={settings.latency_length}, "
+            f"max_sequence_length={backbone.max_sequence_length}."
+        )
+
+
+def _prepare(saved, task, settings, data_dir, tfds_data_dir, log):
+    """Reads the data."""
+    train_examples = task.load("train", data_dir, tfds_data_dir)
+    dev_splits = {
+        split: task.load(split, data_dir, tfds_data_dir)
+        for split in task.splits
+        if split == task.dev_split
+        or (split.startswith("dev") and task.has_split(split, data_dir))
+    }
+    train = task.features(train_examples, saved.backbone, saved.tokenizer)
+    rows = train.training_rows()
+    number = settings.num_calibration_examples
+    if number > len(rows):
+        raise ValueError(
+            "`num_calibration_examples` must not exceed the training examples. "
+            f"Received: num_calibration_examples={number:,}, training rows="
+            f"{len(rows):,}."
+        )
+    generator = np.random.default_rng((settings.seed, 1))
+    calibration = _Rows(train, generator.permutation(rows)[:number])
+    return _Setup(
+        saved=saved,
+        task=task,
+        settings=settings,
+        train=train,
+        calibration=tuple(
+            next(training_epochs(calibration, _CALIBRATION_BATCH, 1, settings.seed))
+        ),
+        dev=task.features(dev_splits[task.dev_split], saved.backbone, saved.tokenizer),
+        dev_splits=dev_splits,
+        log=log,
+    )
+
+
+class _Rows:
+    """Some rows of `Features` to train on."""
+
+    def __init__(self, features, rows):
+        self._features = features
+        self._rows = rows
+
+    def __getattr__(self, name):
+        return getattr(self._features, name)
+
+    def training_rows(self):
+        return self._rows
+
+
+def _search(setup):
+    """Finds the smaller encoder, and fits it."""
+    settings, task, saved, log = setup.settings, setup.task, setup.saved, setup.log
+    backbone, seconds = saved.backbone, {}
+    log(f"{describe(backbone)}, {task.title}.")
+    scores = {"whole": _score(setup, saved.model)}
+    started = time.perf_counter()
+    importance = head_importance(
+        saved.model,
+        setup.calibration,
+        task,
+        fisher_blocks=("heads",) if settings.heads_only else ("heads", "neurons"),
+        seed=settings.seed,
+    )
+    seconds["importance"] = time.perf_counter() - started
+    log(
+        f"Importance of {settings.num_calibration_examples:,} training examples: "
+        f"{clock(seconds['importance'])}."
+    )
+    started = time.perf_counter()
+    costs = _costs(backbone, settings)
+    seconds["costs"] = time.perf_counter() - started
+    started = time.perf_counter()
+    head_mask, neuron_mask, predicted, speedup = _meet(
+        backbone, importance, costs, settings, log
+    )
+    seconds["search"] = time.perf_counter() - started
+    model = _with_backbone(
+        task, saved.model, prune_heads(backbone, head_mask, neuron_mask)
+    )
+    scores["pruned"] = _score(setup, model)
+    if settings.least_squares and not family_of(backbone).shares_blocks:
+        started = time.perf_counter()
+        refitted = refit_outputs(
+            backbone,
+            head_mask,
+            neuron_mask,
+            [_encoder_inputs(backbone, inputs) for inputs, _ in setup.calibration],
+            penalty=settings.penalty,
+        )
+        smaller = prune_heads(refitted, head_mask, neuron_mask)
+        model = _with_backbone(task, saved.model, smaller)
+        seconds["least squares"] = time.perf_counter() - started
+        scores["fitted"] = _score(setup, model)
+    metric = task.main_metric
+    shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
+    log(f"{task.dev_split} {metric}: {shown}.")
+    return _Found(
+        importance=importance,
+        head_mask=head_mask,
+        neuron_mask=neuron_mask,
+        predicted=predicted,
+        speedup=speedup,
+        scores=scores,
+        seconds=seconds,
+        model=model,
+    )
+
+
+def _encoder_inputs(backbone, inputs):
+    return {name: inputs[name] for name in backbone.input}
+
+
+def _score(setup, model):
+    task = setup.task
+    examples = setup.dev_splits[task.dev_split]
+    found = task.evaluate(model, setup.dev, task.dev_split, examples)
+    return found.metrics[task.main_metric]
+
+
+def _costs(backbone, settings):
+    if settings.budget == "operations":
+        return operation_costs(backbone, settings.latency_length)
+    if settings.budget == "parameters":
+        return parameter_costs(backbone)
+    return measured_costs(
+        backbone, settings.latency_batch_size, settings.latency_length
+    )
+
+
+def _meet(backbone, importance, costs, settings, log):
+    """Masks that deliver the asked speed, what was planned, and what was delivered."""
+    runs = np.bincount(importance.block_of_layer)
+    heads = importance.shared_heads or importance.heads
+    neurons = importance.shared_neurons or importance.neurons
+    whole = costs.total(*layer_counts(backbone))
+    largest = whole / (
+        costs.base + (costs.neurons[-1] * runs.sum() * settings.heads_only)
+    )
+    batch = random_batch(backbone, settings.latency_batch_size, settings.latency_length)
+    target, best = settings.speedup, None
+    for number in range(1, _MOST_TRIES + 1):
+        try:
+            masks = choose_masks(
+                heads.fisher,
+                None if settings.heads_only else neurons.fisher,
+                costs,
+                whole / target,
+                head_products=importance.head_blocks,
+                neuron_products=importance.neuron_blocks,
+                num_runs=runs,
+            )
+        except BudgetError as error:
+            if best is not None:
+                break
+            raise ValueError(
+                "`speedup` must not be above what removing every head"
+                f"{'' if settings.heads_only else ' and neuron'} gives. Received: "
+                f"speedup={settings.speedup:g}, the most is {largest:.2f}."
+            ) from error
+        masks = [mask[importance.block_of_layer] for mask in masks]
+        predicted = whole / costs.total(*(mask.sum(1) for mask in masks))
+        if settings.budget != "latency":
+            return *masks, predicted, predicted
+        pruned = prune_heads(backbone, *masks)
+        times = seconds_per_batch({"whole": backbone, "pruned": pruned}, batch, 15)
+        speedup = statistics.median(
+            one / other
+            for one, other in zip(times["whole"], times["pruned"], strict=True)
+        )
+        log(
+            f"Try {number}: planned {predicted:.2f} times as fast, measured "
+            f"{speedup:.2f}."
+        )
+        error = abs(speedup / settings.speedup - 1)
+        if best is None or error < best[0]:
+            best = error, (*masks, predicted, speedup)
+        if error < _NEAR:
+            break
+        target *= settings.speedup / speedup
+    return best[1]
+
+
+def _with_backbone(task, model, backbone):
+    """A model of the task around another encoder, with the weights of the head."""
+    new = task.model(backbone, seed=0)
+    for ours, theirs in zip(_head_weights(new), _head_weights(model), strict=True):
+        ours.assign(theirs)
+    return new
+
+
+def _head_weights(model):
+    inner = {id(weight) for weight in model.backbone.weights}
+    # The seeds of dropout layers are not weights.
+    return [weight for weight in model.weights if id(weight) not in inner]
+
+
+def _fine_tune(setup, model):
+    """Trains the smaller model with the whole one as a teacher."""
+    settings, task = setup.settings, setup.task
+    features = setup.train
+    if settings.num_train_examples is not None:
+        generator = np.random.default_rng((settings.seed, 2))
+        rows = generator.permutation(features.training_rows())
+        features = _Rows(features, rows[: settings.num_train_examples])
+    teacher = task.training_model(setup.saved.model)
+    predict = compiled(lambda inputs: teacher(inputs, training=False))
+    share = settings.distill
+
+    def loss(targets, outputs):
+        targets, wanted = targets
+        divergences = [
+            _divergence(*pair)
+            for pair in zip(
+                keras.tree.flatten(wanted), keras.tree.flatten(outputs), strict=True
+            )
+        ]
+        divergence = sum(divergences) / len(divergences)
+        return (1 - share) * task.loss(targets, outputs) + share * divergence
+
+    return train_model(
+        task,
+        model,
+        features,
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        batch_size=settings.batch_size or task.batch_size,
+        progress_stream=setup.progress_stream,
+        loss=loss,
+        with_targets=lambda inputs, targets: (targets, predict(inputs)),
+    )
+
+
+def _divergence(teacher, student):
+    """KL divergence of the last axis, in nats, or the squared error of one output."""
+    if teacher.shape[-1] == 1:
+        return keras.ops.mean(keras.ops.square(teacher - student))
+    log_teacher = keras.ops.log_softmax(teacher)
+    terms = keras.ops.exp(log_teacher) * (log_teacher - keras.ops.log_softmax(student))
+    return keras.ops.mean(keras.ops.sum(terms, axis=-1))
+
+
+def _finish(setup, found, directory, compared):
+    """Fine-tunes, evaluates, and writes everything."""
+    settings, task, path = setup.settings, setup.task, directory.path
+    model, scores, seconds = found.model, dict(found.scores), dict(found.seconds)
+    losses = []
+    if settings.epochs:
+        started = time.perf_counter()
+        losses = _fine_tune(setup, model)
+        seconds["fine-tuning"] = time.perf_counter() - started
+        scores["fine_tuned"] = _score(setup, model)
+    counts = layer_counts(model.backbone)
+    compression = Compression(path, scores, found.speedup, *counts, seconds)
+    with writing(path):
+        found.importance.save(path / "importance.npz")
+        with replacing_directory(path / "model") as fresh:
+            check_space(fresh, model)
+            task.save_model(model, setup.saved.tokenizer, fresh)
+            notes = {**setup.saved.notes, **task.notes()}
+            write_json(fresh / NOTES_FILE, notes)
+        saved = load_fine_tuned(path / "model")
+        evaluations = [
+            task.evaluate(
+                saved.model,
+                task.features(examples, saved.backbone, saved.tokenizer),
+                split,
+                examples,
+            )
+            for split, examples in setup.dev_splits.items()
+        ]
+        write_evaluations(path, evaluations)
+        write_json(
+            path / _SCORES,
+            {
+                k: v
+                for k, v in dataclasses.asdict(compression).items()
+                if k != "output_dir"
+            },
+        )
+        with replacing_file(path / _PICTURE) as temporary:
+            _picture(setup.saved.backbone, counts).savefig(temporary, format="png")
+        _report(setup, compression, found, compared, evaluations, losses).save(
+            sum(seconds.values())
+        )
+    directory.finish()
+    for evaluation in evaluations:
+        setup.log(str(evaluation))
+    return compression
+
+
+def _load(path):
+    found = read_json(path / _SCORES)
+    for name in ("head_counts", "neuron_counts"):
+        found[name] = tuple(found[name])
+    return Compression(path, **found)
+
+
+def _picture(backbone, counts):
+    """Bars of the heads and neurons that every layer keeps."""
+    figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
+    sizes = backbone.num_heads, backbone.intermediate_dim
+    axes = figure.subplots(1, 2)
+    for ax, kept, size, name in zip(
+        axes, counts, sizes, ("heads", "feed-forward neurons"), strict=True
+    ):
+        layers = np.arange(1, len(kept) + 1)
+        ax.bar(layers, size, color="0.9", label="removed")
+        ax.bar(layers, kept, color="C0", label="kept")
+        for layer, number in zip(layers, kept, strict=True):
+            ax.text(layer, number, f"{number:,}", ha="center", va="bottom", fontsize=8)
+        ax.set(xlabel="layer", ylabel=name, xticks=layers, ylim=(0, 1.12 * size))
+    axes[0].legend(loc="upper right", ncols=2, frameon=False, fontsize=8)
+    figure.suptitle("What every layer keeps")
+    return figure
+
+
+def _report(setup, compression, found, compared, evaluations, losses):
+    """The `Report`: asked and delivered, size and scores before and after."""
+    settings, task, saved = setup.settings, setup.task, setup.saved
+    whole, scores = saved.backbone, compression.scores
+    smaller = found.model.backbone
+    report = Report(
+        compression.output_dir,
+        f"{model_name(compared.model)} on {task.title}, {settings.speedup:g} times "
+        f"{'faster' if settings.budget == 'latency' else 'smaller'}",
+    )
+    last = list(scores)[-1]
+    unit = {
+        "latency": "faster than the whole encoder, measured at "
+        f"{settings.latency_batch_size} x {settings.latency_length} tokens",
+        "operations": f"fewer operations, at {settings.latency_length} tokens",
+        "parameters": "fewer parameters in its layers",
+    }[settings.budget]
+    report.text(
+        f"Asked: {settings.speedup:.2f} times {unit}; delivered: "
+        f"{compression.speedup:.2f}. {task.main_metric.capitalize()} on "
+        f"{task.dev_split}: {percent(scores[last])}, of the whole model "
+        f"{percent(scores['whole'])}. All scores are times 100."
+    )
+    labels = {
+        "whole": "whole model",
+        "pruned": "heads and neurons removed",
+        "fitted": "least squares",
+        "fine_tuned": "fine-tuned",
+    }
+    report.table(
+        "scores",
+        [
+            {"model": labels[name], f"{task.dev_split} {task.main_metric}": score}
+            for name, score in scores.items()
+        ],
+        formats={f"{task.dev_split} {task.main_metric}": percent},
+    )
+    report.table(
+        "sizes",
+        [
+            {
+                "model": name,
+                "parameters": encoder.count_params(),
+                "of the layers": _layer_parameters(encoder),
+                "float32 bytes": 4 * encoder.count_params(),
+                "heads": sum(layer_counts(encoder)[0]),
+                "neurons": sum(layer_counts(encoder)[1]),
+            }
+            for name, encoder in {"whole": whole, "smaller": smaller}.items()
+        ],
+        formats={
+            "parameters": count,
+            "of the layers": count,
+            "float32 bytes": megabytes,
+        },
+    )
+    report.picture(_PICTURE, "Heads and neurons of each layer")
+    rows = task.table(evaluations)
+    report.text("The smaller model on all dev splits:")
+    report.table("evaluations", rows, dict.fromkeys(score_columns(rows), percent))
+    report.fact("model", compared.model, f"{compared.model}, {describe(whole)}")
+    report.fact("data", compared.data_dir or "TFDS")
+    for name, value in dataclasses.asdict(settings).items():
+        if value is not None:
+            report.fact(name.replace("_", " "), value)
+    report.fact("planned speed", round(found.predicted, 4))
+    for name, value in compression.seconds.items():
+        report.fact(f"seconds of {name}", round(value, 1), clock(value))
+    if losses:
+        report.fact("training loss by epoch", losses)
+    size = weight_bytes(compression.output_dir / "model")
+    report.fact("weights on disk", size, megabytes(size))
+    report.closing(
+        "The model is in `model/`, which `keras_minilmv2.load_saved` reads, and "
+        "keras-hub's `from_preset` once `keras_minilmv2` is imported."
+    )
+    return report
+
+
+def _layer_parameters(encoder):
+    costs = parameter_costs(encoder)
+    return int(costs.total(*layer_counts(encoder)))
