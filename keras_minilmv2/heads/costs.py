@@ -49,7 +49,9 @@ class Costs:
                 interpolated.
         """
         neurons = np.interp(neuron_counts, self.neuron_counts, self.neurons)
-        return float(self.base + self.heads[head_counts].sum() + neurons.sum())
+        return float(
+            self.base + self.heads[np.asarray(head_counts)].sum() + neurons.sum()
+        )
 
 
 def operation_costs(backbone, sequence_length):

@@ -1,4 +1,4 @@
-"""Compression of a fine-tuned model in minutes: fewer heads and neurons, by a budget."""
+"""Compression of a fine-tuned model in minutes: fewer heads and neurons."""
 
 import dataclasses
 import statistics
@@ -425,9 +425,8 @@ def _meet(backbone, importance, costs, settings, log):
     heads = importance.shared_heads or importance.heads
     neurons = importance.shared_neurons or importance.neurons
     whole = costs.total(*layer_counts(backbone))
-    largest = whole / (
-        costs.base + (costs.neurons[-1] * runs.sum() * settings.heads_only)
-    )
+    least = costs.base + costs.neurons[-1] * runs.sum() * settings.heads_only
+    largest = whole / least if least else np.inf
     batch = random_batch(backbone, settings.latency_batch_size, settings.latency_length)
     target, best = settings.speedup, None
     for number in range(1, _MOST_TRIES + 1):
