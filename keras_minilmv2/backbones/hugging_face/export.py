@@ -16,6 +16,7 @@ from keras_minilmv2.backbones.hugging_face.model_card import model_card, read_fa
 from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_files
 from keras_minilmv2.backbones.hugging_face.weights import encoder_weights
 from keras_minilmv2.backbones.preset_files import check_new_directory
+from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.backbones.variants import variant_of
 from keras_minilmv2.utils.files import replacing_directory, write_json
 
@@ -71,6 +72,7 @@ def export_to_hugging_face(
             transformers has no place for.
         FileExistsError: if the directory is not empty and `overwrite` is not set, or
             it holds a file that is no model's.
+        OSError: if it cannot be written, for a full disk for instance.
     """
     directory = Path(directory)
     check_new_directory("directory", directory, overwrite)
@@ -104,6 +106,7 @@ def export_to_hugging_face(
         input_names.insert(1, "token_type_ids")
 
     with replacing_directory(directory) as fresh:
+        check_space(fresh, model)
         write_json(fresh / "config.json", config)
         save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
         files.write(fresh, backbone.max_sequence_length, input_names)
