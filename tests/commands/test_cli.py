@@ -1,5 +1,6 @@
 """The command line on small models and real text."""
 
+import errno
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ from keras_minilmv2 import cli
 from keras_minilmv2.runs import distill as runs
 from keras_minilmv2.runs.recipes import load_recipe
 from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.utils import files
 
 
 @pytest.fixture(scope="module")
@@ -274,12 +276,24 @@ def test_a_damaged_checkpoint_is_left_out(recipe, tmp_path, capsys, monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_that_died_before_its_report_is_finished_by_the_same_command(
+def test_a_full_disk_and_a_death_before_the_report_cost_nothing_but_time(
     recipe, tmp_path, capsys, monkeypatch
 ):
-    """Its last checkpoint is that of the last step: nothing is left to train."""
+    """In the end the last checkpoint is that of the last step: nothing to train."""
     settings = ["total_steps=12", "checkpoint_every=6"]
     assert distill(recipe, tmp_path / "whole", *settings) == 0
+    sync = files._sync
+
+    def full(path):
+        if path.name.startswith(".step-00000012-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+    assert distill(recipe, tmp_path / "parts", *settings) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "(No space left on device). After step 12; when it is, give" in error
+    monkeypatch.undo()
 
     def die(run):
         raise KeyboardInterrupt
@@ -287,7 +301,7 @@ def test_a_run_that_died_before_its_report_is_finished_by_the_same_command(
     monkeypatch.setattr(runs, "write_report", die)
     assert distill(recipe, tmp_path / "parts", *settings) == 130
     monkeypatch.undo()
-    capsys.readouterr()
+    assert "Resumes after step 6 of 12" in capsys.readouterr().out
     assert distill(recipe, tmp_path / "parts", *settings) == 0
     assert "Resumes after step 12 of 12" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "parts")

@@ -1,7 +1,9 @@
 """One process owns the directory of a run, and loses nothing of anybody."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -251,6 +253,43 @@ def test_killed_at_any_change_the_same_command_ends_alike(tmp_path, overwrite):
         assert (out / "prepared" / "shard").read_text() == "0.2"
         assert json.loads((out / ".run.json").read_text())["state"] == "finished"
     assert number > 20, number
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_disk_that_is_full_at_any_write_costs_nothing_but_time(
+    tmp_path, monkeypatch, overwrite
+):
+    """The n-th write of the directory's own files fails, for every n."""
+    sync, writes = os.fsync, []
+
+    def full(handle):
+        writes.append(handle)
+        if len(writes) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    message = r"^`output_dir` must be writable .* \(No space left on device\)\.$"
+    for number in range(1, 20):
+        out = tmp_path / f"out{number}"
+        if overwrite:
+            run(out)
+            (out / "notes").write_text("mine")
+        writes.clear()
+        monkeypatch.setattr(os, "fsync", full)
+        found = None
+        try:
+            run(out, Small(rate=0.2), overwrite=overwrite)
+        except OSError as error:
+            found = str(error)
+        monkeypatch.undo()
+        if found is None:
+            break
+        assert re.match(message, found), number
+        run(out, Small(rate=0.2), overwrite=overwrite)
+        notes = ["notes"] if overwrite else []
+        assert names(out) == sorted([*FINISHED_NAMES, *notes]), number
+        assert (out / "student" / "file").read_text() == "0.2"
+    assert number > 6
 
 
 @pytest.mark.parametrize(
