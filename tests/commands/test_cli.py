@@ -14,7 +14,9 @@ import pytest
 from small_runs import assert_same_run, make_recipe, make_teacher, write_text
 
 from keras_minilmv2 import cli
+from keras_minilmv2.backbones.loading import load_tokenizer
 from keras_minilmv2.runs import distill as runs
+from keras_minilmv2.runs.examples import make_examples
 from keras_minilmv2.runs.recipes import load_recipe
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.utils import files
@@ -335,6 +337,19 @@ def test_a_prepared_corpus_in_the_directory_is_used_and_kept(recipe, tmp_path, c
     code = distill(recipe, tmp_path / "out", "seed=1", options=["--overwrite"])
     assert code == 0
     assert sorted(path.name for path in prepared.iterdir()) == before
+
+
+def test_what_a_killed_run_of_other_settings_prepared_is_not_in_the_way(
+    recipe, tmp_path
+):
+    recipe = load_recipe(recipe)
+    tokenizer = load_tokenizer(recipe.teacher)
+    for length in (12, 16):
+        changed = recipe.override([f"sequence_length={length}"])
+        with runs.open_directory(changed, tmp_path / "out") as directory:
+            examples = make_examples(changed, tokenizer, directory)
+            assert examples["train"].sequence_length == length
+        assert (tmp_path / "out" / ".staging" / "prepared").is_dir()
 
 
 @pytest.mark.parametrize(

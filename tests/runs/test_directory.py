@@ -95,6 +95,14 @@ def test_what_was_prepared_before_a_run_started_is_found_again(tmp_path):
     assert names(tmp_path / "out") == FINISHED_NAMES
 
 
+def test_what_was_prepared_for_another_run_is_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", stop="prepared")
+    with RunDirectory.open(tmp_path / "out", Small(), KIND) as directory:
+        directory.start()
+        assert names(tmp_path / "out") == [".lock", ".run.json", "settings.json"]
+
+
 def test_a_run_of_other_settings_is_named_and_kept(tmp_path):
     run(tmp_path / "out")
     with pytest.raises(FileExistsError, match="other settings.*has rate=0.1.*Use"):
@@ -142,14 +150,17 @@ def test_what_was_there_before_the_run_is_never_removed(tmp_path):
     assert (prepared / "mine").read_text() == "mine"
 
 
-def test_a_link_to_another_disk_stays_one(tmp_path):
+@pytest.mark.parametrize(("name", "file"), [("student", "file"), ("prepared", "shard")])
+def test_a_link_to_another_disk_stays_one(tmp_path, name, file):
     out, disk = tmp_path / "out", tmp_path / "disk"
     run(out)
-    (out / "student").rename(disk)
-    (out / "student").symlink_to(disk)
+    (out / name).rename(disk)
+    (out / name).symlink_to(disk)
     run(out, Small(rate=0.2), overwrite=True)
-    assert (out / "student").is_symlink()
-    assert (disk / "file").read_text() == "0.2"
+    assert (out / name).is_symlink()
+    assert names(disk) == [file]
+    assert (disk / file).read_text() == "0.2"
+    assert names(out) == FINISHED_NAMES
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError])
