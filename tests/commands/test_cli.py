@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import resource
 import signal
 import sys
 
@@ -311,6 +312,18 @@ def test_a_full_disk_and_a_death_before_the_report_cost_nothing_but_time(
         sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("whole", "parts")
     ]
     assert names[0] == names[1]
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_an_error_of_the_system(tmp_path):
+    pytest.importorskip("tensorboard")
+    write = runs._tensorboard(tmp_path / "tensorboard")
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"/tensorboard: File too large$"):
+            write(0, {f"loss_{number}": 1.0 for number in range(100)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 @pytest.mark.slow
