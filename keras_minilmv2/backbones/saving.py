@@ -49,8 +49,8 @@ def save_student(student, tokenizer, path, overwrite=True):
 def check_space(directory, model):
     """Raises if a file system has no room for the weights of a model.
 
-    HDF5 reports a disk that is full after a file was opened with errors of its own,
-    some of them when Python ends, or ends the process.
+    HDF5, TensorFlow and safetensors report a disk that is full with errors of their
+    own; those of HDF5 may come when Python ends, or end the process.
 
     Args:
         directory: path of an existing directory.

@@ -48,6 +48,10 @@ _TEMPORARY = re.compile(r"\.(manifest|unfinished|train|held_out)-.*\.(json|npy)"
 _REPORT_SECONDS = 1.0
 
 
+class OtherSettingsError(ValueError):
+    """A directory holds examples of other settings."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a preparation is.
@@ -125,9 +129,10 @@ def prepare(
         `Manifest`.
 
     Raises:
-        ValueError: if the directory holds examples of other settings, all of which
-            are named, or shards that are damaged; if the corpus has no text or cannot
-            be read; or for what `packed_examples` refuses.
+        OtherSettingsError: a ValueError, if the directory holds examples of other
+            settings, all of which are named.
+        ValueError: if it holds shards that are damaged; if the corpus has no text or
+            cannot be read; or for what `packed_examples` refuses.
         TypeError: if the tokenizer has no start, end and pad token.
         FileExistsError: if the directory holds other files.
         InUseError: if another process is preparing examples in it.
@@ -331,7 +336,7 @@ class Plan:
     def _require_equal(self, settings):
         differences = self.settings.differences(settings)
         if differences:
-            raise ValueError(
+            raise OtherSettingsError(
                 "`output_dir` must hold examples of the same settings, or none. "
                 f"Received: output_dir={self.storage.path}, for which these differ: "
                 f"{'; '.join(differences)}. Name another directory, or pass "

@@ -7,6 +7,7 @@ else in the directory is ever removed or replaced.
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,7 @@ class RunDirectory:
         self.kind = kind
         self.state, self._outputs, self._replaced = found
         self.staging = path / _STAGING
+        self._staged = set()
         self._lock = lock
         self._made = made
 
@@ -152,6 +154,7 @@ class RunDirectory:
     def working(self, name):
         """Path of an entry now: in `staging` until `start` moves it."""
         if self.state == NEW and name in self._outputs:
+            self._staged.add(name)
             return self.staging / name
         return self.path / name
 
@@ -168,8 +171,10 @@ class RunDirectory:
                 _empty_or_remove(self.path / name)
             if self.staging.is_dir():
                 for entry in self.staging.iterdir():
-                    os.replace(entry, self.path / entry.name)
-                self.staging.rmdir()
+                    # The rest is of a run that was killed, with other settings.
+                    if entry.name in self._staged:
+                        _move(entry, self.path / entry.name)
+                remove(self.staging)
             self.settings.save(self.path / self.kind.settings_file)
             self._write_record("running", self._outputs)
         self.state = RESUMED
@@ -361,6 +366,16 @@ def _empty_or_remove(path):
             remove(entry)
     else:
         remove(path)
+
+
+def _move(entry, path):
+    """Moves a directory to a place that is free, or a link to an empty directory."""
+    if path.is_symlink() and path.is_dir():
+        # Copied: a process that is killed leaves the whole where it was.
+        shutil.copytree(entry, path, dirs_exist_ok=True)
+        remove(entry)
+    else:
+        os.replace(entry, path)
 
 
 def _missing_parents(path):

@@ -368,10 +368,15 @@ def _tensorboard(path):
     writer = tf.summary.create_file_writer(str(path))
 
     def scalars(step, values):
-        with writer.as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-        writer.flush()
+        try:
+            with writer.as_default(step):
+                for name, value in values.items():
+                    tf.summary.scalar(name, value)
+            writer.flush()
+        except tf.errors.OpError as error:
+            # The first line ends with what the file system says.
+            reason = error.message.partition("\n")[0].rpartition("; ")[2]
+            raise OSError(f"{path}: {reason}") from error
 
     return scalars
 

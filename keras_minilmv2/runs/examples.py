@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_minilmv2.backbones.families import uses_segment_ids
 from keras_minilmv2.data.packing import require_examples
 from keras_minilmv2.data.pipeline import sample
-from keras_minilmv2.data.preparation import prepare
+from keras_minilmv2.data.preparation import OtherSettingsError, prepare
 from keras_minilmv2.data.shards import MANIFEST, PreparedExamples
 from keras_minilmv2.data.sources import log_skipped
 from keras_minilmv2.data.text import Corpus
@@ -58,13 +58,14 @@ def make_examples(recipe, tokenizer, directory, log=print):
     if path is None:
         path = directory.working(PREPARED)
         if directory.state != FINISHED:
-            _prepare(recipe, tokenizer, path, log)
+            in_staging = path.is_relative_to(directory.staging)
+            _prepare(recipe, tokenizer, path, in_staging, log)
     examples = {part: PreparedExamples(path, part) for part in ("train", "held_out")}
     _check_examples(recipe, examples, tokenizer)
     return examples
 
 
-def _prepare(recipe, tokenizer, path, log):
+def _prepare(recipe, tokenizer, path, in_staging, log):
     """Prepares the corpus, or resumes preparing it."""
     if num_workers() > 1:
         raise ValueError(
@@ -84,14 +85,15 @@ def _prepare(recipe, tokenizer, path, log):
             reported[0] = time.perf_counter()
             log(f"  {progress}")
 
-    prepare(
-        corpus,
-        tokenizer,
-        recipe.sequence_length,
-        path,
-        tokenizer_name=recipe.teacher,
-        report=report,
-    )
+    arguments = corpus, tokenizer, recipe.sequence_length, path
+    options = {"tokenizer_name": recipe.teacher, "report": report}
+    try:
+        prepare(*arguments, **options)
+    except OtherSettingsError:
+        if not in_staging:
+            raise
+        # A run that was killed before it started had other settings.
+        prepare(*arguments, overwrite=True, **options)
     if corpus.num_decode_errors:
         log(
             "Byte sequences that were not UTF-8 and were replaced: "

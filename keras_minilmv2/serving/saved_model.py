@@ -12,6 +12,7 @@ from keras_minilmv2.backbones.families import (
     vocabulary_size,
 )
 from keras_minilmv2.backbones.pruned import is_pruned
+from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.serving.beside import write_beside
 from keras_minilmv2.serving.manifest import write_manifest
 from keras_minilmv2.serving.samples import (
@@ -97,6 +98,7 @@ def export_saved_model(
     Raises:
         TypeError: if the model or the tokenizer is of no supported kind.
         ValueError: if an argument does not fit the model.
+        OSError: if it cannot be written, for a full disk for instance.
     """
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
@@ -143,6 +145,8 @@ def export_saved_model(
 
     directory = Path(directory)
     with unpublished(directory) as fresh:
+        if not stored:
+            check_space(fresh, model)
         archive.write_out(fresh, verbose=False)
         write_samples(fresh, samples)
         content = {

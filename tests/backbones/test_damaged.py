@@ -228,6 +228,6 @@ def test_a_directory_with_other_files_is_not_replaced(name, preset, tmp_path):
 
 def test_a_file_is_not_replaced_by_a_directory(tmp_path):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(FileExistsError, match="but a model, .* with mine"):
+    with pytest.raises(NotADirectoryError, match="`path` must be a dir.*, a file"):
         save_student(make_backbone("bert"), None, tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine"

@@ -1,9 +1,11 @@
 """The command line on small models and real text."""
 
+import errno
 import gzip
 import io
 import json
 import os
+import resource
 import signal
 import sys
 
@@ -13,9 +15,12 @@ import pytest
 from small_runs import assert_same_run, make_recipe, make_teacher, write_text
 
 from keras_minilmv2 import cli
+from keras_minilmv2.backbones.loading import load_tokenizer
 from keras_minilmv2.runs import distill as runs
+from keras_minilmv2.runs.examples import make_examples
 from keras_minilmv2.runs.recipes import load_recipe
 from keras_minilmv2.training.progress import ProgressLine
+from keras_minilmv2.utils import files
 
 
 @pytest.fixture(scope="module")
@@ -274,12 +279,24 @@ def test_a_damaged_checkpoint_is_left_out(recipe, tmp_path, capsys, monkeypatch)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_that_died_before_its_report_is_finished_by_the_same_command(
+def test_a_full_disk_and_a_death_before_the_report_cost_nothing_but_time(
     recipe, tmp_path, capsys, monkeypatch
 ):
-    """Its last checkpoint is that of the last step: nothing is left to train."""
+    """In the end the last checkpoint is that of the last step: nothing to train."""
     settings = ["total_steps=12", "checkpoint_every=6"]
     assert distill(recipe, tmp_path / "whole", *settings) == 0
+    sync = files._sync
+
+    def full(path):
+        if path.name.startswith(".step-00000012-"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+    assert distill(recipe, tmp_path / "parts", *settings) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "(No space left on device). After step 12; when it is, give" in error
+    monkeypatch.undo()
 
     def die(run):
         raise KeyboardInterrupt
@@ -287,7 +304,7 @@ def test_a_run_that_died_before_its_report_is_finished_by_the_same_command(
     monkeypatch.setattr(runs, "write_report", die)
     assert distill(recipe, tmp_path / "parts", *settings) == 130
     monkeypatch.undo()
-    capsys.readouterr()
+    assert "Resumes after step 6 of 12" in capsys.readouterr().out
     assert distill(recipe, tmp_path / "parts", *settings) == 0
     assert "Resumes after step 12 of 12" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -295,6 +312,18 @@ def test_a_run_that_died_before_its_report_is_finished_by_the_same_command(
         sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("whole", "parts")
     ]
     assert names[0] == names[1]
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_an_error_of_the_system(tmp_path):
+    pytest.importorskip("tensorboard")
+    write = runs._tensorboard(tmp_path / "tensorboard")
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"/tensorboard: File too large$"):
+            write(0, {f"loss_{number}": 1.0 for number in range(100)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 @pytest.mark.slow
@@ -321,6 +350,19 @@ def test_a_prepared_corpus_in_the_directory_is_used_and_kept(recipe, tmp_path, c
     code = distill(recipe, tmp_path / "out", "seed=1", options=["--overwrite"])
     assert code == 0
     assert sorted(path.name for path in prepared.iterdir()) == before
+
+
+def test_what_a_killed_run_of_other_settings_prepared_is_not_in_the_way(
+    recipe, tmp_path
+):
+    recipe = load_recipe(recipe)
+    tokenizer = load_tokenizer(recipe.teacher)
+    for length in (12, 16):
+        changed = recipe.override([f"sequence_length={length}"])
+        with runs.open_directory(changed, tmp_path / "out") as directory:
+            examples = make_examples(changed, tokenizer, directory)
+            assert examples["train"].sequence_length == length
+        assert (tmp_path / "out" / ".staging" / "prepared").is_dir()
 
 
 @pytest.mark.parametrize(

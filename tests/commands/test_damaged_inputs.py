@@ -1,5 +1,6 @@
 """Every command that reads a model refuses a damaged one with one sentence."""
 
+import resource
 import shutil
 
 import pytest
@@ -170,6 +171,46 @@ def test_the_working_directory_is_not_replaced(
     others = {key: places[key] for key in ("recipe", "data", "corpus")}
     assert cli.main(commands(places["teacher"], **others, out=".")[command]) == 2
     assert "must be a directory that can be replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "overwrite"),
+    [
+        ("student", False),
+        ("shrink-vocabulary", True),
+        ("export to Hugging Face", True),
+        ("export", False),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+    places, command, overwrite, tmp_path, capsys
+):
+    """No file may have more bytes than the least of the models needs."""
+    out = tmp_path / "out"
+    others = {key: places[key] for key in ("recipe", "data", "corpus")}
+    arguments = commands(places["teacher"], **others, out=out)[command]
+    if command == "export":
+        arguments += ["--sequence-length", "16"]
+    if overwrite:
+        shutil.copytree(places["teacher"], out)
+        arguments += ["--overwrite"]
+    before = sorted(tmp_path.rglob("*"))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        code = cli.main(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2, error
+    assert error == (
+        "keras-minilmv2: `output_dir` must be writable and have room. Received: "
+        f"output_dir={out} (File too large)."
+    )
+    left = sorted(tmp_path.rglob("*"))
+    assert left == (before if overwrite else [out] * (command == "export"))
+    if overwrite:
+        load_backbone(out)
 
 
 @pytest.mark.parametrize(

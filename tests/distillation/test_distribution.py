@@ -105,6 +105,20 @@ def facts_of_replicas(about):
     return json.loads(next(line for line in lines if line.startswith("{")))
 
 
+def test_two_replicas_drop_other_units_and_clip_the_summed_gradient():
+    facts = facts_of_replicas("one step")
+    for (first, count), (second, other_count) in facts["seeds"]:
+        assert first != second
+        assert count == other_count
+    assert sum(count > 0 for (_, count), _ in facts["seeds"]) > 3
+    # Shares that are clipped at the full limit add up to more than it.
+    # Biases of keys, and what is above the distilled layer, have no gradient.
+    updates = [update for update in facts["updates"] if update > 0.01]
+    assert len(updates) > 10
+    assert updates == pytest.approx([1.0] * len(updates), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_replicas_drop_other_units_and_reproduce_them():
     facts = facts_of_replicas("dropout")
     for (first, count), (second, other_count) in facts["seeds"]:

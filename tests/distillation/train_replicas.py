@@ -17,6 +17,8 @@ from train_small import BATCH, LENGTH, VOCABULARY, make_distiller, make_examples
 from keras_minilmv2.training.checkpoints import Checkpoints
 
 DEVICES = ["CPU:0", "CPU:1"]
+# Far below the norm of any gradient that is not 0.
+LIMIT = 1e-3
 
 
 def replicas():
@@ -65,6 +67,21 @@ def with_dropout(steps, distiller=None):
     return distiller
 
 
+def one_step():
+    """The dropout seeds after a step, and how long each clipped update was."""
+    with replicas():
+        optimizer = keras.optimizers.SGD(1.0, clipnorm=LIMIT)
+        distiller = make_distiller(dropout=0.5, optimizer=optimizer)
+    variables = distiller.student.trainable_variables
+    before = [np.array(variable) for variable in variables]
+    with_dropout(1, distiller)
+    updates = [
+        float(np.linalg.norm(np.array(variable) - old)) / LIMIT
+        for variable, old in zip(variables, before, strict=True)
+    ]
+    return {"seeds": seeds(distiller), "updates": updates}
+
+
 def clipped(scope, **limit):
     with scope:
         distiller = make_distiller(optimizer=keras.optimizers.SGD(1.0, **limit))
@@ -82,7 +99,9 @@ def main():
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
     facts = {}
-    if sys.argv[1] == "clipping":
+    if sys.argv[1] == "one step":
+        facts = one_step()
+    elif sys.argv[1] == "clipping":
         for limit in ({"clipnorm": 1e-3}, {"clipvalue": 1e-4}):
             one = clipped(contextlib.nullcontext(), **limit)
             two = clipped(replicas(), **limit)

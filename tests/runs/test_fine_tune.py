@@ -11,8 +11,10 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+import small_vocabularies
 import tensorflow as tf
-from small_runs import WORDS, make_teacher
+from families import make_backbone
+from small_runs import WORDS, make_teacher, write_task
 from tokenizers.pre_tokenizers import ByteLevel
 
 import keras_minilmv2 as km
@@ -293,6 +295,40 @@ def test_a_given_tokenizer_is_that_of_the_saved_model():
     )
     _, loaded = fine_tuning_runs.load_model(backbone, tokenizer, "float32")
     assert loaded(texts) == expected
+
+
+def test_bert_layers_over_the_vocabulary_of_xlm_r_are_fine_tuned(tmp_path):
+    """The multilingual MiniLMs are such models."""
+    tokenizer = small_vocabularies.make_tokenizer("xlm_roberta")
+    vocabulary_size = tokenizer.vocabulary_size()
+    backbone = make_backbone("bert", num_layers=1, vocabulary_size=vocabulary_size)
+    km.save_student(backbone, tokenizer, tmp_path / "model")
+    run = fine_tune(
+        tmp_path / "model",
+        "sst2",
+        tmp_path / "out",
+        data_dir=write_task(tmp_path / "data", num_train=32, num_dev=16),
+        sequence_length=16,
+        epochs=1,
+        progress_stream=io.StringIO(),
+        log=lambda line: None,
+    )
+    saved = km.load_saved(tmp_path / "out")
+    assert isinstance(saved.backbone, keras_hub.models.BertBackbone)
+    assert isinstance(saved.tokenizer, keras_hub.models.XLMRobertaTokenizer)
+    ids = np.asarray(tokenizer("the"))
+    np.testing.assert_array_equal(np.asarray(saved.tokenizer("the")), ids)
+    # The rows of the embeddings that were trained are those of the tokenizer's ids.
+    before, after = (
+        np.asarray(each.token_embedding.embeddings)
+        for each in (backbone, saved.backbone)
+    )
+    moved = np.abs(after - before).max(axis=1) > 1e-6
+    assert moved[ids].all()
+    assert not moved.all()
+    evaluation = evaluate_model(tmp_path / "out", data_dir=tmp_path / "data")
+    assert evaluation.metrics == run.results[run.cell].metrics
+    assert evaluation.metrics == run.evaluations["dev"].metrics
 
 
 def test_the_papers_grid_is_the_tasks(monkeypatch):

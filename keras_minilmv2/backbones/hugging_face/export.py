@@ -17,6 +17,7 @@ from keras_minilmv2.backbones.hugging_face.tokenizer_files import tokenizer_file
 from keras_minilmv2.backbones.hugging_face.weights import encoder_weights
 from keras_minilmv2.backbones.preset_files import check_new_directory
 from keras_minilmv2.backbones.pruned import dense_copy, is_pruned
+from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.backbones.variants import variant_of
 from keras_minilmv2.utils.files import replacing_directory, write_json
 
@@ -77,6 +78,7 @@ def export_to_hugging_face(
             transformers has no place for, such as a pruned one without `dense`.
         FileExistsError: if the directory is not empty and `overwrite` is not set, or
             it holds a file that is no model's.
+        OSError: if it cannot be written, for a full disk for instance.
     """
     directory = Path(directory)
     check_new_directory("directory", directory, overwrite)
@@ -122,6 +124,7 @@ def export_to_hugging_face(
         input_names.insert(1, "token_type_ids")
 
     with replacing_directory(directory) as fresh:
+        check_space(fresh, model)
         write_json(fresh / "config.json", config)
         save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
         files.write(fresh, backbone.max_sequence_length, input_names)
