@@ -17,12 +17,13 @@ FLOORS = {
     "distillation": 3,
     "downstream": 3,
     "serving": 3,
-    "planning": 4,
-    "runs": 4,
-    "commands": 5,
-    "cli": 6,
-    "__main__": 7,
-    "__init__": 7,
+    "heads": 4,
+    "planning": 5,
+    "runs": 5,
+    "commands": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 8,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

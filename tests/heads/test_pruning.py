@@ -19,7 +19,7 @@ from small_tokenizers import make_tokenizer
 
 import keras_minilmv2 as km
 from keras_minilmv2 import cli
-from keras_minilmv2.backbones.attention import GatedAttention, replace_attention
+from keras_minilmv2.backbones.attention import attention_of
 from keras_minilmv2.backbones.flat_blocks import can_be_flat, with_flat_blocks
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.precision import cast_once
@@ -28,7 +28,6 @@ from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
 from keras_minilmv2.backbones.variants import Variant, set_variant, variant_of
 from keras_minilmv2.runs.info import model_facts, paper_settings
 from keras_minilmv2.serving.serve_check import serve_check
-
 
 # With blocks of their own, and shared.
 BOTH = [
@@ -144,12 +143,12 @@ def test_pruning_nothing_copies(backbone, pruned):
     copy = km.prune_heads(backbone, np.ones((4, 4), bool), np.ones((4, 32)))
     assert type(copy) is type(backbone)
     assert copy is not backbone
-    assert_close(copy, backbone, make_inputs(backbone), 0)
+    assert_close(copy, backbone, make_inputs(backbone), 1e-6)
     head_counts, neuron_counts = layer_counts(pruned)
     again = km.prune_heads(
         pruned, [[1] * n for n in head_counts], [[True] * n for n in neuron_counts]
     )
-    assert_close(again, pruned, make_inputs(pruned), 0)
+    assert_close(again, pruned, make_inputs(pruned), 1e-6)
 
 
 def test_masks_may_be_tensors_of_any_number_type(backbone):
@@ -281,7 +280,7 @@ def test_a_preset_is_read_by_every_loader(name, tmp_path):
         read = load(path)
         assert type(read) is type(pruned)
         assert layer_counts(read) == layer_counts(pruned)
-        assert_close(read, pruned, inputs, 0)
+        assert_close(read, pruned, inputs, 1e-6)
     drawn = keras_hub.models.Backbone.from_preset(path, load_weights=False)
     assert drawn.count_params() == pruned.count_params()
     halves = load_backbone(path, dtype="bfloat16")
@@ -296,14 +295,14 @@ def test_classifiers_are_made_of_it_and_read(pruned, tmp_path):
     )
     assert type(classifier) is keras_hub.models.BertTextClassifier
     inputs = make_inputs(pruned)
-    assert_close(classifier.backbone, pruned, inputs, 0)
+    assert_close(classifier.backbone, pruned, inputs, 1e-6)
     classifier.save_to_preset(str(tmp_path / "classifier"))
     read = keras_hub.models.TextClassifier.from_preset(str(tmp_path / "classifier"))
     assert is_pruned(read.backbone)
-    assert_close(read, classifier, inputs, 0)
+    assert_close(read, classifier, inputs, 1e-6)
     classifier.save(tmp_path / "classifier.keras")
     read = keras.saving.load_model(tmp_path / "classifier.keras", compile=False)
-    assert_close(read, classifier, inputs, 0)
+    assert_close(read, classifier, inputs, 1e-6)
 
 
 ALONE = """
@@ -425,7 +424,7 @@ def test_it_distils_and_is_distilled():
     dataset = tf.data.Dataset.from_tensors(make_inputs(teacher))
     before = distiller.evaluate(dataset, verbose=0, return_dict=True)["loss"]
     counts = layer_counts(student)
-    distiller.fit(dataset.repeat(30), verbose=0)
+    distiller.fit(dataset.repeat(30), verbose=0, shuffle=False)
     after = distiller.evaluate(dataset, verbose=0, return_dict=True)["loss"]
     assert after < 0.7 * before
     assert layer_counts(student) == counts
@@ -472,7 +471,7 @@ def test_students_are_made_of_its_layers(name):
         teacher_layers=(1, 2, 3, 4),
         **sizes,
     )
-    assert_close(student, pruned, make_inputs(pruned), 0)
+    assert_close(student, pruned, make_inputs(pruned), 1e-6)
     drawn = km.student_backbone(pruned, num_layers=2, hidden_dim=24, **sizes)
     assert type(drawn) is type(pruned).unpruned_class
     with pytest.raises(ValueError, match='"projection" needs a teacher with all heads'):
@@ -510,7 +509,7 @@ def test_a_smaller_vocabulary_keeps_what_is_left():
     assert small.vocabulary_size < pruned.vocabulary_size
     inputs = make_inputs(pruned)
     inputs["token_ids"] = inputs["token_ids"] * 0  # [PAD], which stays at id 0
-    assert_close(small, pruned, inputs, 0)
+    assert_close(small, pruned, inputs, 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -661,9 +660,14 @@ def test_what_is_no_backbone_is_refused(wrong):
         km.prune_heads(wrong, ONES)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a:UserWarning")
 def test_gated_and_quantized_encoders_are_refused():
     backbone = make_backbone("bert")
-    replace_attention(block_calls(backbone)[0][0], GatedAttention)
+
+    class Gated(keras.layers.MultiHeadAttention):
+        pass
+
+    attention_of(block_calls(backbone)[0][0]).__class__ = Gated
     with pytest.raises(ValueError, match="neither gated nor quantized"):
         km.prune_heads(backbone, ONES)
     backbone = make_backbone("bert")
