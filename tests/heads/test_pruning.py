@@ -249,16 +249,22 @@ def test_xla_compiles_it(pruned, flat):
     assert max(np.abs(g).max() for g in gradients) > 0
 
 
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    path = tmp_path_factory.mktemp("one") / "one.npz"
+    finish(start(path, "--pruned"))
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [["--strategy", "mirrored", "--devices", 2], ["--jit"], ["--accumulation", 2]],
     ids=lambda options: options[0],
 )
-def test_every_device_trains_the_weights_of_one(options, tmp_path):
-    finish(start(tmp_path / "one.npz", "--pruned"))
+def test_every_device_trains_the_weights_of_one(one_device, options, tmp_path):
     finish(start(tmp_path / "other.npz", "--pruned", *options))
-    assert largest_difference(tmp_path / "one.npz", tmp_path / "other.npz") < 1e-5
+    assert largest_difference(one_device, tmp_path / "other.npz") < 1e-5
 
 
 # On disk.
@@ -441,7 +447,7 @@ def test_it_distils_and_is_distilled():
         (
             {"teacher_layer": 1, "num_relation_heads": 1},
             "`teacher` must have attention heads in the layer that is compared. "
-            "Received: teacher whose layer 1 has none left.",
+            "Received: teacher whose heads in it were all removed.",
         ),
     ],
 )

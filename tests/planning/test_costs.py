@@ -90,9 +90,9 @@ def test_operations_of_pruned_encoders_are_those_of_the_profiler(family):
 
 def test_relation_heads_must_divide_what_pruning_left():
     pruned = make_pruned(make_backbone("BERT", layers=3))
-    with pytest.raises(ValueError, match="teacher with 0 channels"):
+    with pytest.raises(ValueError, match="`teacher` must have attention heads in"):
         step_operations(pruned, pruned, 1, 16, PAIRS, 2, 16)
-    with pytest.raises(ValueError, match="teacher with 144 channels"):
+    with pytest.raises(ValueError, match="144 channels left in the teacher's"):
         step_operations(pruned, pruned, 3, 192, PAIRS, 2, 16)
 
 
