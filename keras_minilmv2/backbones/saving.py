@@ -17,10 +17,10 @@ def save_student(student, tokenizer, path, overwrite=True):
 
     `load_backbone(path)` reads it back with equal outputs. keras-hub's own
     `Backbone.from_preset(path)` reads it too, and gives equal outputs once
-    `keras_minilmv2.backbones` has been imported; without, it computes the form of GELU
-    and the epsilon of its class, which differ where the teacher was a Hugging Face
-    model with others: see `backbones.variants`. Written to a temporary directory and
-    renamed.
+    `keras_minilmv2` has been imported; without, it computes the form of GELU and the
+    epsilon of its class, which differ where the teacher was a Hugging Face model with
+    others, see `backbones.variants`, and refuses a pruned student. Written to a
+    temporary directory and renamed.
 
     Args:
         student: a keras-nlp backbone.

@@ -1,13 +1,11 @@
 """Relation distillation (MiniLMv2) as a `keras.Model`."""
 
-import math
-
-from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.precision import cast_once, look_up_before_casting
 from keras_minilmv2.backbones.projections import block_calls, check_layer, qkv_model
-from keras_minilmv2.backbones.pruned import is_pruned, layer_width
+from keras_minilmv2.backbones.pruned import layer_width
 from keras_minilmv2.backbones.students import check_same_family
 from keras_minilmv2.distillation.losses import RelationLoss
+from keras_minilmv2.distillation.relations import check_relation_heads
 from keras_minilmv2.distillation.trainer import StudentTrainer
 
 
@@ -104,10 +102,13 @@ class RelationDistiller(StudentTrainer):
                 f"relation_weights={relation_weights}."
             )
         depth = len(block_calls(student))
+        hidden_dims = {"teacher": teacher.hidden_dim, "student": student.hidden_dim}
         widths = {
-            "teacher": _checked_width("teacher", teacher, teacher_layer),
-            "student": _checked_width("student", student, depth),
+            "teacher": layer_width(teacher, teacher_layer),
+            "student": layer_width(student, depth),
         }
+        # One head divides all channels, unless there are none.
+        check_relation_heads(1, hidden_dims, widths)
         # A projection that no pair names would be computed, and its weights decayed.
         projections = relation_loss.projections
         teacher_outputs = qkv_model(cast_once(teacher), teacher_layer, projections)
@@ -117,7 +118,7 @@ class RelationDistiller(StudentTrainer):
         num_heads = relation_loss.relation_heads(
             teacher_outputs.output, student_outputs.output
         )
-        _check_divides(num_heads, widths, teacher, student)
+        check_relation_heads(num_heads, hidden_dims, widths)
         super().__init__(
             student,
             student_outputs,
@@ -146,36 +147,4 @@ class RelationDistiller(StudentTrainer):
         y_pred = self._student_outputs(inputs, training)
         return self.relation_loss.sequence_losses(
             y_true, y_pred, static_shapes=self._needs_static_shapes
-        )
-
-
-def _checked_width(role, backbone, layer):
-    """Channels of a layer's heads, at least one head's."""
-    width = layer_width(backbone, layer)
-    if width == 0:
-        raise ValueError(
-            f"`{role}` must have attention heads in the layer that is compared. "
-            f"Received: {role} whose layer {layer} has none left."
-        )
-    return width
-
-
-def _check_divides(num_relation_heads, widths, teacher, student):
-    for role, backbone in (("teacher", teacher), ("student", student)):
-        if widths[role] % num_relation_heads == 0:
-            continue
-        if not is_pruned(teacher) and not is_pruned(student):
-            raise ValueError(
-                "`num_relation_heads` must divide the `hidden_dim` of teacher and "
-                f"student. Received: num_relation_heads={num_relation_heads}, "
-                f"{role} hidden_dim={backbone.hidden_dim} ({family_of(backbone).name})."
-            )
-        common = math.gcd(*widths.values())
-        divisors = [n for n in range(1, common + 1) if common % n == 0]
-        raise ValueError(
-            "`num_relation_heads` must divide the channels of the heads left in the "
-            "layers that are compared: it can be "
-            f"{', '.join(map(str, divisors))}. Received: "
-            f"num_relation_heads={num_relation_heads}, {widths['teacher']} channels "
-            f"left in the teacher's layer, {widths['student']} in the student's."
         )

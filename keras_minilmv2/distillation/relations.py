@@ -17,6 +17,43 @@ PROJECTION_OF_LETTER = {"q": "query", "k": "key", "v": "value"}
 MASKED_LOGIT = -1e9
 
 
+def check_relation_heads(num_relation_heads, hidden_dims, widths):
+    """Raises unless relation heads divide the channels that are compared.
+
+    Args:
+        num_relation_heads: int.
+        hidden_dims: dict of int by role, `"teacher"` and `"student"`.
+        widths: the same of the channels of all heads in the layer that is compared,
+            which are fewer than `hidden_dim` where heads were removed.
+
+    Raises:
+        ValueError: if there is no channel, or a remainder.
+    """
+    for role, width in widths.items():
+        if width == 0:
+            raise ValueError(
+                f"`{role}` must have attention heads in the layer that is compared. "
+                f"Received: {role} whose heads in it were all removed."
+            )
+    for role, width in widths.items():
+        if width % num_relation_heads == 0:
+            continue
+        if hidden_dims == widths:
+            raise ValueError(
+                "`num_relation_heads` must divide the `hidden_dim` of teacher and "
+                f"student. Received: num_relation_heads={num_relation_heads}, "
+                f"{role} hidden_dim={width}."
+            )
+        common = math.gcd(*widths.values())
+        divisors = [str(n) for n in range(1, common + 1) if common % n == 0]
+        raise ValueError(
+            "`num_relation_heads` must divide the channels of the heads left in the "
+            f"layers that are compared: it can be {', '.join(divisors)}. Received: "
+            f"num_relation_heads={num_relation_heads}, {widths['teacher']} channels "
+            f"left in the teacher's layer, {widths['student']} in the student's."
+        )
+
+
 def split_relation_heads(vectors, num_relation_heads):
     """Joins attention heads and splits the full width anew.
 

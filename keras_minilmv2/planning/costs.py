@@ -1,6 +1,7 @@
 """Operations and memory of one update: arithmetic on shapes."""
 
 from keras_minilmv2.backbones.projections import check_layer
+from keras_minilmv2.distillation.relations import check_relation_heads
 from keras_minilmv2.planning.shapes import encoder_shape
 from keras_minilmv2.utils.checks import check_int
 
@@ -53,14 +54,8 @@ def step_operations(
         "teacher": teacher.layer_widths[teacher_layer - 1],
         "student": student.layer_widths[depth - 1],
     }
-    for role, width in widths.items():
-        if width == 0 or width % num_relation_heads != 0:
-            raise ValueError(
-                "`num_relation_heads` must divide the `hidden_dim` of teacher and "
-                "student, or the channels of the heads that pruning left. Received: "
-                f"num_relation_heads={num_relation_heads}, {role} with {width} "
-                "channels."
-            )
+    hidden_dims = {"teacher": teacher.hidden_dim, "student": student.hidden_dim}
+    check_relation_heads(num_relation_heads, hidden_dims, widths)
     pairs = list(pairs)
     projections = len(set("".join(pairs)))
 

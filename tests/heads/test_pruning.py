@@ -19,7 +19,7 @@ from small_tokenizers import make_tokenizer
 
 import keras_minilmv2 as km
 from keras_minilmv2 import cli
-from keras_minilmv2.backbones.attention import GatedAttention, replace_attention
+from keras_minilmv2.backbones.attention import attention_of
 from keras_minilmv2.backbones.flat_blocks import can_be_flat, with_flat_blocks
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.precision import cast_once
@@ -143,12 +143,12 @@ def test_pruning_nothing_copies(backbone, pruned):
     copy = km.prune_heads(backbone, np.ones((4, 4), bool), np.ones((4, 32)))
     assert type(copy) is type(backbone)
     assert copy is not backbone
-    assert_close(copy, backbone, make_inputs(backbone), 0)
+    assert_close(copy, backbone, make_inputs(backbone), 1e-6)
     head_counts, neuron_counts = layer_counts(pruned)
     again = km.prune_heads(
         pruned, [[1] * n for n in head_counts], [[True] * n for n in neuron_counts]
     )
-    assert_close(again, pruned, make_inputs(pruned), 0)
+    assert_close(again, pruned, make_inputs(pruned), 1e-6)
 
 
 def test_masks_may_be_tensors_of_any_number_type(backbone):
@@ -249,16 +249,22 @@ def test_xla_compiles_it(pruned, flat):
     assert max(np.abs(g).max() for g in gradients) > 0
 
 
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    path = tmp_path_factory.mktemp("one") / "one.npz"
+    finish(start(path, "--pruned"))
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [["--strategy", "mirrored", "--devices", 2], ["--jit"], ["--accumulation", 2]],
     ids=lambda options: options[0],
 )
-def test_every_device_trains_the_weights_of_one(options, tmp_path):
-    finish(start(tmp_path / "one.npz", "--pruned"))
+def test_every_device_trains_the_weights_of_one(one_device, options, tmp_path):
     finish(start(tmp_path / "other.npz", "--pruned", *options))
-    assert largest_difference(tmp_path / "one.npz", tmp_path / "other.npz") < 1e-5
+    assert largest_difference(one_device, tmp_path / "other.npz") < 1e-5
 
 
 # On disk.
@@ -280,7 +286,7 @@ def test_a_preset_is_read_by_every_loader(name, tmp_path):
         read = load(path)
         assert type(read) is type(pruned)
         assert layer_counts(read) == layer_counts(pruned)
-        assert_close(read, pruned, inputs, 0)
+        assert_close(read, pruned, inputs, 1e-6)
     drawn = keras_hub.models.Backbone.from_preset(path, load_weights=False)
     assert drawn.count_params() == pruned.count_params()
     halves = load_backbone(path, dtype="bfloat16")
@@ -295,14 +301,14 @@ def test_classifiers_are_made_of_it_and_read(pruned, tmp_path):
     )
     assert type(classifier) is keras_hub.models.BertTextClassifier
     inputs = make_inputs(pruned)
-    assert_close(classifier.backbone, pruned, inputs, 0)
+    assert_close(classifier.backbone, pruned, inputs, 1e-6)
     classifier.save_to_preset(str(tmp_path / "classifier"))
     read = keras_hub.models.TextClassifier.from_preset(str(tmp_path / "classifier"))
     assert is_pruned(read.backbone)
-    assert_close(read, classifier, inputs, 0)
+    assert_close(read, classifier, inputs, 1e-6)
     classifier.save(tmp_path / "classifier.keras")
     read = keras.saving.load_model(tmp_path / "classifier.keras", compile=False)
-    assert_close(read, classifier, inputs, 0)
+    assert_close(read, classifier, inputs, 1e-6)
 
 
 ALONE = """
@@ -424,7 +430,7 @@ def test_it_distils_and_is_distilled():
     dataset = tf.data.Dataset.from_tensors(make_inputs(teacher))
     before = distiller.evaluate(dataset, verbose=0, return_dict=True)["loss"]
     counts = layer_counts(student)
-    distiller.fit(dataset.repeat(30), verbose=0)
+    distiller.fit(dataset.repeat(30), verbose=0, shuffle=False)
     after = distiller.evaluate(dataset, verbose=0, return_dict=True)["loss"]
     assert after < 0.7 * before
     assert layer_counts(student) == counts
@@ -441,7 +447,7 @@ def test_it_distils_and_is_distilled():
         (
             {"teacher_layer": 1, "num_relation_heads": 1},
             "`teacher` must have attention heads in the layer that is compared. "
-            "Received: teacher whose layer 1 has none left.",
+            "Received: teacher whose heads in it were all removed.",
         ),
     ],
 )
@@ -471,7 +477,7 @@ def test_students_are_made_of_its_layers(name):
         teacher_layers=(1, 2, 3, 4),
         **sizes,
     )
-    assert_close(student, pruned, make_inputs(pruned), 0)
+    assert_close(student, pruned, make_inputs(pruned), 1e-6)
     drawn = km.student_backbone(pruned, num_layers=2, hidden_dim=24, **sizes)
     assert type(drawn) is type(pruned).unpruned_class
     with pytest.raises(ValueError, match='"projection" needs a teacher with all heads'):
@@ -509,7 +515,7 @@ def test_a_smaller_vocabulary_keeps_what_is_left():
     assert small.vocabulary_size < pruned.vocabulary_size
     inputs = make_inputs(pruned)
     inputs["token_ids"] = inputs["token_ids"] * 0  # [PAD], which stays at id 0
-    assert_close(small, pruned, inputs, 0)
+    assert_close(small, pruned, inputs, 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -660,9 +666,14 @@ def test_what_is_no_backbone_is_refused(wrong):
         km.prune_heads(wrong, ONES)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a:UserWarning")
 def test_gated_and_quantized_encoders_are_refused():
     backbone = make_backbone("bert")
-    replace_attention(block_calls(backbone)[0][0], GatedAttention)
+
+    class Gated(keras.layers.MultiHeadAttention):
+        pass
+
+    attention_of(block_calls(backbone)[0][0]).__class__ = Gated
     with pytest.raises(ValueError, match="neither gated nor quantized"):
         km.prune_heads(backbone, ONES)
     backbone = make_backbone("bert")

@@ -1,5 +1,6 @@
 """Operations against TensorFlow's profiler, memory against a process."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
+from pruned import make_pruned
 from small_plans import BACKBONES, make_backbone
 
 from keras_minilmv2.backbones.projections import qkv_model
@@ -69,6 +71,42 @@ def test_operations_are_those_of_the_profiler(family):
     assert ours["student_forward"] == pytest.approx(theirs, rel=0.05)
     theirs = profiled(backward, inputs, slopes) - theirs
     assert ours["student_backward"] == pytest.approx(theirs, rel=0.05)
+
+
+@pytest.mark.parametrize("family", ["BERT", "ALBERT"])
+def test_operations_of_pruned_encoders_are_those_of_the_profiler(family):
+    batch, length = 2, 96
+    full = make_backbone(family, layers=4)
+    pruned = make_pruned(full)
+    ours = []
+    for backbone in (full, pruned):
+        call = functools.partial(qkv_model(backbone, 4), training=False)
+        theirs = profiled(call, token_specs(backbone, batch, length))
+        ours.append(step_operations(backbone, backbone, 4, 16, PAIRS, batch, length))
+        assert ours[-1]["teacher"] == pytest.approx(theirs, rel=0.05)
+    assert ours[1]["teacher"] < 0.8 * ours[0]["teacher"]
+    assert ours[1]["optimizer"] < 0.8 * ours[0]["optimizer"]
+
+
+def test_relation_heads_must_divide_what_pruning_left():
+    pruned = make_pruned(make_backbone("BERT", layers=3))
+    with pytest.raises(ValueError, match="`teacher` must have attention heads in"):
+        step_operations(pruned, pruned, 1, 16, PAIRS, 2, 16)
+    with pytest.raises(ValueError, match="144 channels left in the teacher's"):
+        step_operations(pruned, pruned, 3, 192, PAIRS, 2, 16)
+
+
+def test_memory_of_pruned_encoders_is_less():
+    full = make_backbone("BERT", layers=4)
+    pruned = make_pruned(full)
+    for policy in ("float32", "mixed_bfloat16"):
+        more, less = (
+            step_memory(backbone, backbone, PAIRS, 96, 8, policy)
+            for backbone in (full, pruned)
+        )
+        assert less["student"] == 4 * pruned.count_params()
+        for part in ("teacher", "optimizer", "gradients", "activations", "peak"):
+            assert less[part] < more[part]
 
 
 @pytest.mark.parametrize("pairs", [PAIRS, ("qk",), ("qq", "vk")])

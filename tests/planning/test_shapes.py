@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from pruned import make_pruned
 from small_plans import BACKBONES, example_recipe, make_backbone
 
 from keras_minilmv2.backbones.projections import block_calls, qkv_model
@@ -60,6 +61,61 @@ def test_a_directory_needs_no_more_than_a_config(family, tmp_path):
     for file in tmp_path.glob("*.h5"):
         file.unlink()
     assert encoder_shape(tmp_path) == encoder_shape(backbone)
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+def test_a_pruned_encoder_has_the_parameters_that_are_left(family, tmp_path):
+    backbone = make_pruned(make_backbone(family, layers=4, width=16, inner=24))
+    shape = encoder_shape(backbone)
+    assert shape.num_parameters == backbone.count_params()
+    for layer in (2, 4):
+        model = qkv_model(backbone, layer)
+        assert shape.num_parameters_up_to(layer) == sum(
+            math.prod(variable.shape) for variable in model.trainable_variables
+        )
+    backbone.save_to_preset(str(tmp_path))
+    for file in tmp_path.glob("*.h5"):
+        file.unlink()
+    assert encoder_shape(tmp_path) == shape
+
+
+def test_a_student_has_what_is_left_of_the_layers_it_is_made_of(tmp_path):
+    teacher = make_pruned(make_backbone("BERT", layers=4, width=16, inner=24))
+    teacher.save_to_preset(str(tmp_path))
+    sizes = {
+        "student_num_heads": 4,
+        "student_hidden_dim": 16,
+        "student_intermediate_dim": 24,
+    }
+    for start, depth, heads, neurons in (
+        ("random", 2, None, None),
+        ("layers:2,4", 2, (1, 3), (0, 16)),
+        ("layers", 2, (1, 3), (0, 16)),
+        (f"preset:{tmp_path}", 4, (0, 1, 4, 3), (24, 0, 24, 16)),
+    ):
+        recipe = example_recipe(
+            **sizes, student_num_layers=depth, student_initialization=start
+        )
+        shape = student_shape(encoder_shape(teacher), recipe)
+        assert (shape.head_counts, shape.neuron_counts) == (heads, neurons)
+
+
+@pytest.mark.parametrize("family", ["BERT", "ALBERT"])
+@pytest.mark.parametrize(
+    ("counts", "error"),
+    [((1, 2, 3), ValueError), ((1, 13), ValueError), ((1, -1), ValueError)]
+    + [((1, 2.0), TypeError), (3, TypeError)],
+)
+def test_counts_must_fit_the_layers(family, counts, error):
+    sizes = {"num_layers": 2, "num_heads": 12, "hidden_dim": 24}
+    with pytest.raises(error, match="`head_counts` must "):
+        EncoderShape(
+            family=family,
+            **sizes,
+            intermediate_dim=32,
+            vocabulary_size=50,
+            head_counts=counts,
+        )
 
 
 HUGGING_FACE_SIZES = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 from families import make_backbone, make_inputs
+from pruned import make_pruned
 from safetensors.numpy import load_file
 from small_vocabularies import (
     TEXTS,
@@ -605,29 +606,17 @@ def test_byte_pair_model_of_sentence_piece_raises(tmp_path):
         export_to_hugging_face(backbone, tokenizer, tmp_path)
 
 
-def removed_in(backbone):
-    """A backbone without some heads and neurons, in one layer without any."""
-    head_mask = np.ones((backbone.num_layers, backbone.num_heads), int)
-    neuron_mask = np.ones((backbone.num_layers, backbone.intermediate_dim), int)
-    if family_of(backbone).shares_blocks:
-        head_mask[:, ::2] = neuron_mask[:, ::3] = 0
-    else:
-        head_mask[0, 1], head_mask[1] = 0, 0
-        neuron_mask[0], neuron_mask[1, 5:] = 0, 0
-    return prune_heads(backbone, head_mask, neuron_mask)
-
-
 def test_model_with_removed_heads_raises(tmp_path):
     backbone, tokenizer = make_pair("bert")
     with pytest.raises(ValueError, match=r"`model` must have in every layer the heads"):
-        export_to_hugging_face(removed_in(backbone), tokenizer, tmp_path)
+        export_to_hugging_face(make_pruned(backbone), tokenizer, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_removed_heads_are_written_as_zeros(family, tmp_path):
-    backbone, tokenizer = make_pair(family)
-    pruned = removed_in(backbone)
+@pytest.mark.parametrize("name", sorted(TOKENIZER_OF))
+def test_removed_heads_are_written_as_zeros(name, tmp_path):
+    backbone, tokenizer = make_pair(name)
+    pruned = make_pruned(backbone)
     export_to_hugging_face(pruned, tokenizer, tmp_path / "hf", dense=True)
     read = load_backbone(tmp_path / "hf")
     assert type(read) is type(backbone)
