@@ -143,8 +143,7 @@ class RelationDistiller(StudentTrainer):
         """
         return {**vectors, "padding_mask": inputs["padding_mask"]}
 
-    def _sequence_losses(self, inputs, y_true, training):
-        y_pred = self._student_outputs(inputs, training)
+    def _losses_of(self, outputs, inputs, y_true, static_shapes):
         return self.relation_loss.sequence_losses(
-            y_true, y_pred, static_shapes=self._needs_static_shapes
+            y_true, outputs, static_shapes=static_shapes
         )

@@ -86,8 +86,8 @@ class HiddenStateDistiller(StudentTrainer):
     def _targets(self, inputs, training):
         return self._teacher_outputs(inputs)
 
-    def _sequence_losses(self, inputs, y_true, training):
-        states = self._student_outputs(inputs, training).values()
+    def _losses_of(self, outputs, inputs, y_true, static_shapes):
+        states = outputs.values()
         mask = ops.cast(ops.cast(inputs["padding_mask"], "bool"), "float32")
         share = mask / ops.maximum(ops.sum(mask, axis=-1, keepdims=True), 1.0)
         parts = {}

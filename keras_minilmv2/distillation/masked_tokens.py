@@ -87,7 +87,12 @@ class MaskedTokenTrainer(StudentTrainer):
         return list(unique.values())
 
     def _targets(self, inputs, training):
-        seeds = [self.seed_generator if training else seed for seed in range(3)]
+        return self._masked(inputs, [self.seed_generator] * 3 if training else range(3))
+
+    def _drawn_targets(self, inputs, seed_generator):
+        return self._masked(inputs, [seed_generator] * 3)
+
+    def _masked(self, inputs, seeds):
         ids = inputs["token_ids"]
         shape = ops.shape(ids)
         special = ops.take(ops.convert_to_tensor(self._special), ids)
@@ -134,9 +139,14 @@ class MaskedTokenTrainer(StudentTrainer):
             "weights": weights,
         }
 
-    def _sequence_losses(self, inputs, y_true, training):
-        inputs = {**inputs, "token_ids": y_true["token_ids"]}
-        (states,) = self._student_outputs(inputs, training).values()
+    def _student_inputs(self, inputs, y_true):
+        return {**inputs, "token_ids": y_true["token_ids"]}
+
+    def _has_loss(self, inputs, y_true):
+        return ops.any(y_true["weights"] > 0, axis=-1)
+
+    def _losses_of(self, outputs, inputs, y_true, static_shapes):
+        (states,) = outputs.values()
         logits = ops.cast(self.head(states, y_true["positions"]), "float32")
         weights = y_true["weights"]
         share = weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1.0)

@@ -30,9 +30,9 @@ class StudentTrainer(Steps, keras.Model):
     """Trains a student in place; subclasses define the loss.
 
     A subclass implements `_targets`, which is computed outside the gradient tape, and
-    `_sequence_losses`. Both may read the teacher's and the student's outputs by
-    `_teacher_outputs` and `_student_outputs`, and draw from a `SeedGenerator` that is
-    an attribute. The trainer runs on TensorFlow and JAX alike.
+    `_losses_of`. `_targets` may read the teacher's outputs by `_teacher_outputs` and
+    draw from a `SeedGenerator` that is an attribute. The trainer runs on TensorFlow and
+    JAX alike.
 
     Args:
         student: a keras-nlp backbone.
@@ -106,8 +106,31 @@ class StudentTrainer(Steps, keras.Model):
         model = self._teacher_part.model
         return [] if model is None else model.variables
 
-    def _student_outputs(self, inputs, training):
-        return self._student_part.model(inputs, training=training)
+    @property
+    def student_part(self):
+        """The `keras.Model` from the student's inputs to what the loss reads."""
+        return self._student_part.model
+
+    def example_losses(self, data, student_part, seed_generator, static_shapes=True):
+        """The losses of a batch with another model in place of `student_part`.
+
+        Args:
+            data: a batch as `fit` takes it.
+            student_part: function of the student's inputs that returns what the loss
+                reads, such as `student_part` with gates in its blocks.
+            seed_generator: `keras.random.SeedGenerator` that random choices, such as
+                masked tokens, are drawn from.
+            static_shapes: bool. Whether shapes must not depend on values, as under XLA.
+
+        Returns:
+            tuple of float32 `(batch,)`, and of bool `(batch,)`, whether a sequence has
+            a loss; one of padding alone, or without a masked token, has none.
+        """
+        inputs = self._inputs(data)
+        y_true = self._drawn_targets(inputs, seed_generator)
+        outputs = student_part(self._student_inputs(inputs, y_true))
+        losses, _ = self._losses_of(outputs, inputs, y_true, static_shapes)
+        return losses, self._has_loss(inputs, y_true)
 
     def _teacher_outputs(self, inputs):
         return self._teacher_part.model(inputs, training=False)
@@ -121,18 +144,37 @@ class StudentTrainer(Steps, keras.Model):
         """
         raise NotImplementedError
 
-    def _sequence_losses(self, inputs, y_true, training):
+    def _drawn_targets(self, inputs, seed_generator):
+        """`_targets` whose random choices, if any, are drawn from a generator."""
+        return self._targets(inputs, training=False)
+
+    def _student_inputs(self, inputs, y_true):
+        """What the student reads, given the targets."""
+        return inputs
+
+    def _losses_of(self, outputs, inputs, y_true, static_shapes):
         """The losses of a batch.
 
         Args:
+            outputs: what `student_part` returned.
             inputs: dict of the student's inputs.
             y_true: what `_targets` returned.
-            training: bool. Whether dropout acts.
+            static_shapes: bool. Whether shapes must not depend on values, as under XLA.
 
         Returns:
             tuple of float32 `(batch,)`, and of a dict of the same by part.
         """
         raise NotImplementedError
+
+    def _has_loss(self, inputs, y_true):
+        """Which sequences have a loss, bool `(batch,)`: those that have a token."""
+        return ops.any(ops.cast(inputs["padding_mask"], "bool"), axis=-1)
+
+    def _sequence_losses(self, inputs, y_true, training):
+        """The losses of a batch, as `_losses_of` returns them."""
+        inputs_of_student = self._student_inputs(inputs, y_true)
+        outputs = self._student_part.model(inputs_of_student, training=training)
+        return self._losses_of(outputs, inputs, y_true, self._needs_static_shapes)
 
     # What Keras trains: the optimizer knows no other variables.
     @property

@@ -187,18 +187,22 @@ class SpanModel(keras.Model):
         return cls(**{**config, "backbone": backbone})
 
 
-def span_loss(targets, outputs, sample_weight=None):
+def span_loss(targets, outputs, sample_weight=None, reduction="sum_over_batch_size"):
     """Mean of the cross-entropies of start and end, in nats.
 
     Args:
         targets: dict of int32 `(batch,)`: `"start_positions"`, `"end_positions"`.
         outputs: dict of logits `(batch, length)`: `"start_logits"`, `"end_logits"`.
         sample_weight: float `(batch,)` or None.
+        reduction: as for `keras.losses.Loss`.
 
     Returns:
-        float32 scalar, divided by the number of replicas as every Keras loss.
+        float32 scalar, divided by the number of replicas as every Keras loss; or, if
+        `reduction` is None, `(batch,)`.
     """
-    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=reduction
+    )
     start, end = (
         cross_entropy(
             targets[f"{side}_positions"], outputs[f"{side}_logits"], sample_weight

@@ -164,9 +164,9 @@ class SpanTask(Task):
         sizes = {name: getattr(self, name) for name in self.sizes}
         return model_windows(backbone, tokenizer, list(examples), **sizes)
 
-    def loss(self, targets, outputs):
+    def loss(self, targets, outputs, reduction="sum_over_batch_size"):
         """Mean of the cross-entropies of start and end, in nats."""
-        return span_loss(targets, outputs)
+        return span_loss(targets, outputs, reduction=reduction)
 
     def decide(self, examples, features, outputs):
         """Returns a dict of `SpanAnswers` by language; None for English alone."""

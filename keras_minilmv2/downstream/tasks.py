@@ -148,8 +148,15 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def loss(self, targets, outputs):
-        """The loss of a batch, a scalar; see `Features.targets`."""
+    def loss(self, targets, outputs, reduction="sum_over_batch_size"):
+        """The loss of a batch, a scalar; see `Features.targets`.
+
+        Args:
+            targets: as `Features.targets` gives them.
+            outputs: of the model.
+            reduction: as for `keras.losses.Loss`; None gives the loss of each example,
+                `(batch,)`.
+        """
 
     @abc.abstractmethod
     def decide(self, examples, features, outputs):

@@ -96,11 +96,13 @@ class TextTask(Task):
         segment_ids = uses_segment_ids(backbone)
         return encode(examples.texts, preprocessor, segment_ids, examples.labels)
 
-    def loss(self, targets, outputs):
+    def loss(self, targets, outputs, reduction="sum_over_batch_size"):
         """Cross-entropy of the classes, in nats, or squared error of the score."""
         if self.label_names is None:
-            return keras.losses.MeanSquaredError()(targets, outputs)
-        cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            return keras.losses.MeanSquaredError(reduction)(targets, outputs)
+        cross_entropy = keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction=reduction
+        )
         return cross_entropy(targets, outputs)
 
     def decide(self, examples, features, outputs):
