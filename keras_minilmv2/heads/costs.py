@@ -83,9 +83,14 @@ def parameter_costs(backbone):
 
 
 def _straight(unit, base, backbone, head, neuron):
-    counts = np.arange(backbone.intermediate_dim + 1)
+    counts = _grid(backbone.intermediate_dim, backbone.intermediate_dim // 96)
     heads = head * np.arange(backbone.num_heads + 1.0)
     return Costs(unit, base, heads, counts, neuron * counts.astype("float64"))
+
+
+def _grid(number, step):
+    """From 0 to a number, and the number itself."""
+    return np.unique([*range(0, number, max(step, 1)), number])
 
 
 def measured_costs(
@@ -94,7 +99,7 @@ def measured_costs(
     """Seconds of one batch on this machine, by what a layer keeps.
 
     Encoders of two layers and of the backbone's widths take turns: with 0, 1, ...
-    heads in every layer and all neurons, and with a grid of neurons and all heads.
+    heads in every layer and all neurons, and with 24ths of the neurons and all heads.
     A layer's seconds are half the difference to the encoder without; medians, made
     monotone by isotonic regression. `base` is that of the backbone itself, measured
     without heads and neurons.
@@ -103,15 +108,11 @@ def measured_costs(
         backbone: keras-nlp backbone of a supported family.
         batch_size: int, sequences.
         sequence_length: int, tokens.
-        neuron_step: int. Distance of the grid. Defaults to a 24th of all neurons.
         rounds: int. How often every encoder runs.
     """
     check_int(batch_size=batch_size, sequence_length=sequence_length, rounds=rounds)
     num_heads, num_neurons = backbone.num_heads, backbone.intermediate_dim
-    if neuron_step is None:
-        neuron_step = max(num_neurons // 24, 1)
-    check_int(neuron_step=neuron_step)
-    neuron_counts = np.unique([*range(0, num_neurons, neuron_step), num_neurons])
+    neuron_counts = _grid(num_neurons, num_neurons // 24)
     small = student_backbone(
         backbone,
         num_layers=_TIMED_LAYERS,
