@@ -93,9 +93,7 @@ def _grid(number, step):
     return np.unique([*range(0, number, max(step, 1)), number])
 
 
-def measured_costs(
-    backbone, batch_size, sequence_length, *, neuron_step=None, rounds=7
-):
+def measured_costs(backbone, batch_size, sequence_length, *, rounds=7):
     """Seconds of one batch on this machine, by what a layer keeps.
 
     Encoders of two layers and of the backbone's widths take turns: with 0, 1, ...
