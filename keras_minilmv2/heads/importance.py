@@ -540,7 +540,7 @@ def _total(model, dataset, step, check, jit_compile, on_step):
         dataset = without_autotune(dataset)
         run = compiled(step, jit_compile)
     else:
-        dataset = strategy.experimental_distribute_dataset(dataset)
+        dataset = strategy.experimental_distribute_dataset(without_autotune(dataset))
         replica_step = tf.function(step, jit_compile=jit_compile or None)
         # Traced once: Keras cannot add to a batch that is known to have no example,
         # as a replica gets of the last one.
