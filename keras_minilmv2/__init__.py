@@ -26,11 +26,6 @@ if TYPE_CHECKING:
         attention_entropy,
         head_importance,
     )
-    from keras_minilmv2.heads.orders import (
-        RemovalCurve,
-        RemovalOrder,
-        removal_curve,
-    )
     from keras_minilmv2.runs.evaluate import evaluate_model
     from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
     from keras_minilmv2.runs.recipes import Recipe, load_recipe
@@ -47,8 +42,6 @@ _MODULE_OF_NAME = {
     "Recipe": "runs.recipes",
     "RelationDistiller": "distillation.distiller",
     "RelationLoss": "distillation.losses",
-    "RemovalCurve": "heads.orders",
-    "RemovalOrder": "heads.orders",
     "Task": "downstream.tasks",
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
@@ -67,7 +60,6 @@ _MODULE_OF_NAME = {
     "load_tokenizer": "backbones.loading",
     "packed_examples": "data.packing",
     "qkv_model": "backbones.projections",
-    "removal_curve": "heads.orders",
     "save_student": "backbones.saving",
     "shrink_vocabulary": "backbones.vocabulary",
     "student_backbone": "backbones.students",
@@ -82,8 +74,6 @@ __all__ = [
     "Recipe",
     "RelationDistiller",
     "RelationLoss",
-    "RemovalCurve",
-    "RemovalOrder",
     "Task",
     "WarmupLinearDecay",
     "__version__",
@@ -103,7 +93,6 @@ __all__ = [
     "load_tokenizer",
     "packed_examples",
     "qkv_model",
-    "removal_curve",
     "save_student",
     "shrink_vocabulary",
     "student_backbone",
