@@ -248,8 +248,9 @@ def head_importance(
     Args:
         model: what has the encoder. A trainer of the package, such as
             `RelationDistiller` or `MaskedTokenTrainer`, brings its loss: that of its
-            student. A teacher against itself has no gradient. Else a classifier,
-            `SpanModel` or another functional Keras model with a dict as input; its
+            student. A teacher against itself has no gradient; a `MaskedTokenTrainer`
+            needs a head that was trained with the encoder. Else a classifier,
+            `SpanModel` or another functional Keras model with a dict as input. Its
             `distribute_strategy` is used. It is left as it is.
         dataset: iterable of batches, under several replicas a `tf.data.Dataset`: with a
             trainer what it trains on, else pairs of inputs and targets. Every other
