@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from keras_minilmv2.downstream.saved import load_saved
     from keras_minilmv2.downstream.tasks import Task
     from keras_minilmv2.heads.gates import gated_encoder, gated_model
+    from keras_minilmv2.heads.importance import (
+        HeadImportance,
+        attention_entropy,
+        head_importance,
+    )
     from keras_minilmv2.heads.pruning import prune_heads
     from keras_minilmv2.runs.evaluate import evaluate_model
     from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
@@ -34,6 +39,7 @@ _MODULE_OF_NAME = {
     "AttentionValueLoss": "distillation.losses",
     "Corpus": "data.text",
     "FineTuningSettings": "runs.fine_tune",
+    "HeadImportance": "heads.importance",
     "QKVAttention": "backbones.attention",
     "Recipe": "runs.recipes",
     "RelationDistiller": "distillation.distiller",
@@ -41,6 +47,7 @@ _MODULE_OF_NAME = {
     "Task": "downstream.tasks",
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
+    "attention_entropy": "heads.importance",
     "batches": "data.packing",
     "evaluate_model": "runs.evaluate",
     "export_saved_model": "serving.saved_model",
@@ -48,6 +55,7 @@ _MODULE_OF_NAME = {
     "fine_tune": "runs.fine_tune",
     "gated_encoder": "heads.gates",
     "gated_model": "heads.gates",
+    "head_importance": "heads.importance",
     "load_backbone": "backbones.loading",
     "load_recipe": "runs.recipes",
     "load_saved": "downstream.saved",
@@ -64,6 +72,7 @@ __all__ = [
     "AttentionValueLoss",
     "Corpus",
     "FineTuningSettings",
+    "HeadImportance",
     "QKVAttention",
     "Recipe",
     "RelationDistiller",
@@ -72,6 +81,7 @@ __all__ = [
     "WarmupLinearDecay",
     "__version__",
     "adamw",
+    "attention_entropy",
     "batches",
     "evaluate_model",
     "export_saved_model",
@@ -79,6 +89,7 @@ __all__ = [
     "fine_tune",
     "gated_encoder",
     "gated_model",
+    "head_importance",
     "load_backbone",
     "load_recipe",
     "load_saved",

@@ -248,8 +248,9 @@ def head_importance(
     Args:
         model: what has the encoder. A trainer of the package, such as
             `RelationDistiller` or `MaskedTokenTrainer`, brings its loss: that of its
-            student. A teacher against itself has no gradient. Else a classifier,
-            `SpanModel` or another functional Keras model with a dict as input; its
+            student. A teacher against itself has no gradient; a `MaskedTokenTrainer`
+            needs a head that was trained with the encoder. Else a classifier,
+            `SpanModel` or another functional Keras model with a dict as input. Its
             `distribute_strategy` is used. It is left as it is.
         dataset: iterable of batches, under several replicas a `tf.data.Dataset`: with a
             trainer what it trains on, else pairs of inputs and targets. Every other
@@ -540,7 +541,7 @@ def _total(model, dataset, step, check, jit_compile, on_step):
         dataset = without_autotune(dataset)
         run = compiled(step, jit_compile)
     else:
-        dataset = strategy.experimental_distribute_dataset(dataset)
+        dataset = strategy.experimental_distribute_dataset(without_autotune(dataset))
         replica_step = tf.function(step, jit_compile=jit_compile or None)
         # Traced once: Keras cannot add to a batch that is known to have no example,
         # as a replica gets of the last one.

@@ -40,7 +40,7 @@ class RemovalOrder:
     @property
     def shares(self):
         """Share of the heads that is removed after each step, `(steps + 1,)`."""
-        return 1.0 - self.head_masks.mean(axis=(1, 2))
+        return 1.0 - self.head_masks.mean(axis=(1, 2), dtype="float64")
 
     def at(self, share):
         """The masks of the step whose share of removed heads is nearest to one.
@@ -96,15 +96,18 @@ def reversed_order(order, name=None):
     """Removes first what another order removes last.
 
     Args:
-        order: `RemovalOrder` of heads alone.
+        order: `RemovalOrder`.
         name: str. Defaults to the order's, and "reversed".
 
     Returns:
         `RemovalOrder` of as many steps.
     """
     # A step from the end gives back what it removed.
-    head_masks = 1.0 - order.head_masks[::-1] * order.head_masks[0]
-    return RemovalOrder(name or f"{order.name}, reversed", head_masks)
+    masks = [
+        None if masks is None else 1.0 - masks[::-1]
+        for masks in (order.head_masks, order.neuron_masks)
+    ]
+    return RemovalOrder(name or f"{order.name}, reversed", *masks)
 
 
 def random_order(shape, seed, block_of_layer=None):
@@ -321,7 +324,7 @@ def removal_curve(metric, order, shares):
         step = head_mask.tobytes()
         if step not in found:
             found[step] = float(metric(head_mask, neuron_mask))
-        removed.append(1.0 - head_mask.mean())
+        removed.append(1.0 - head_mask.mean(dtype="float64"))
         scores.append(found[step])
     if not np.isfinite(scores).all():
         raise ValueError(

@@ -637,7 +637,7 @@ def test_bad_input_is_refused():
 @pytest.mark.slow
 def test_two_replicas_measure_what_one_device_does(tmp_path):
     script = Path(__file__).with_name("measure_replicas.py")
-    finish(start(tmp_path / "found.npz", script=script))
+    finish(start(tmp_path / "found.npz", script=script), timeout=900)
     with np.load(tmp_path / "found.npz") as found:
         names = {name.partition(".")[2] for name in found.files}
         assert len(names) == 10
