@@ -77,13 +77,7 @@ def step_operations(
 def _forward_operations(shape, layer, num_projections, batch, length):
     """Operations up to the projections of a layer."""
     width, token = shape.hidden_dim, 0
-    below = slice(layer - 1)
-    for attended, heads, neurons in zip(
-        shape.layer_widths[below],
-        shape.layer_heads[below],
-        shape.layer_neurons[below],
-        strict=True,
-    ):
+    for heads, attended, neurons in shape.layers[: layer - 1]:
         # A token: projections and attention output; feed-forward; scores and their use.
         token += 8 * width * attended + 4 * width * neurons + 4 * length * attended
         token += 5 * heads * length
@@ -148,14 +142,7 @@ def step_memory(
     # Of queries, keys, values and what attention gives.
     of_heads = 8 if mixed else 16
     kept = 16 * student.embedding_dim
-    for attended, heads, neurons in list(
-        zip(
-            student.layer_widths,
-            student.layer_heads,
-            student.layer_neurons,
-            strict=True,
-        )
-    )[:-1]:
+    for heads, attended, neurons in student.layers[:-1]:
         kept += (of_width - of_heads) * student.hidden_dim + of_heads * attended
         kept += of_inner * neurons + of_scores * heads * length
     in_use = (2 if mixed else 4) * max(

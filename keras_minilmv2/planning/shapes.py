@@ -105,6 +105,12 @@ class EncoderShape:
         return tuple(heads * head_dim for heads in self.layer_heads)
 
     @property
+    def layers(self):
+        """Heads, their channels and neurons of each layer, a list of tuples of int."""
+        counts = self.layer_heads, self.layer_widths, self.layer_neurons
+        return list(zip(*counts, strict=True))
+
+    @property
     def projects_embeddings(self):
         """Whether a matrix stands between the embeddings and the first block."""
         always = family_named(self.family).always_projects_embeddings
@@ -133,11 +139,11 @@ class EncoderShape:
         """Parameters of the blocks that run first, which `runs` lists."""
         width, size = self.hidden_dim, 0
         for run in map(runs.index, set(runs)):
-            attended = self.layer_widths[run]
+            _, attended, neurons = self.layers[run]
             # Queries, keys and values; attention output; feed-forward; the biases of
             # the two outputs and two norms.
             size += 3 * (width + 1) * attended + width * attended
-            size += (2 * width + 1) * self.layer_neurons[run] + 6 * width
+            size += (2 * width + 1) * neurons + 6 * width
         return size
 
     def num_parameters_up_to(self, layer, num_projections=3):

@@ -387,9 +387,7 @@ def test_teacher_layers_that_are_not_there_are_refused(teacher, layer):
 
 
 def test_relation_heads_must_divide_both_widths(teacher):
-    with pytest.raises(
-        ValueError, match=r"num_relation_heads=16, student hidden_dim=8 \(BERT\)"
-    ):
+    with pytest.raises(ValueError, match="num_relation_heads=16, student hidden_dim=8"):
         make_distiller(teacher, make_student(teacher), num_relation_heads=16)
     with pytest.raises(
         ValueError, match=r"num_relation_heads=3, teacher hidden_dim=16"
