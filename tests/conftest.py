@@ -21,8 +21,20 @@ def data_dir():
 @pytest.fixture(autouse=True, scope="module")
 def _memory_is_given_back():
     """Models are cycles, and freed memory stays with the process unless it is asked."""
-    yield
+    from keras_minilmv2.backbones.traces import forgotten_gradients
+
+    with forgotten_gradients():
+        yield
     gc.collect()
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def _traced_steps_are_given_back():
+    """Within a module too: some trace twenty of them."""
+    from keras_minilmv2.backbones.traces import forgotten_gradients
+
+    with forgotten_gradients():
+        yield
