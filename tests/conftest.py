@@ -7,6 +7,17 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: more threads would only wait for each other.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is not looked through at every collection."""
+    gc.collect()
+    gc.freeze()
+
 
 @pytest.fixture(scope="session")
 def data_dir():
