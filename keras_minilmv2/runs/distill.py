@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_minilmv2.backbones.families import uses_segment_ids
 from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.saving import save_student
+from keras_minilmv2.backbones.traces import forgotten_gradients
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.data.shards import MANIFEST
@@ -97,6 +98,7 @@ class Run:
     finished: bool  # or stopped by a signal, with a checkpoint
 
 
+@forgotten_gradients()
 def distill(recipe, output_dir, overwrite=False, progress_stream=None, log=print):
     """Runs a recipe, resumes its run, or returns it if it is finished.
 

@@ -13,6 +13,7 @@ import statistics
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from keras_minilmv2.backbones.traces import forgotten_gradients
 from keras_minilmv2.utils.checks import check_int, check_number
 from keras_minilmv2.utils.files import read_json, write_json, writing
 from keras_minilmv2.utils.tables import clock, percent
@@ -195,7 +196,8 @@ def run_grid(
     missing = [cell for cell in cells if cell not in results]
     for number, cell in enumerate(missing, start=1):
         log(f"Run {number} of {len(missing)}: {cell}.")
-        result, model = run_cell(cell)
+        with forgotten_gradients():
+            result, model = run_cell(cell)
         results[cell] = result
         with writing(directory):
             # The model first: a cell whose result is there is not run again.

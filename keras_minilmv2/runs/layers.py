@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from keras_minilmv2.backbones.families import uses_segment_ids
 from keras_minilmv2.backbones.projections import block_calls, check_layer
 from keras_minilmv2.backbones.saving import save_student
+from keras_minilmv2.backbones.traces import forgotten_gradients
 from keras_minilmv2.data.packing import corpus_errors
 from keras_minilmv2.data.pipeline import as_dataset, sample
 from keras_minilmv2.distillation.candidates import LayerCandidates
@@ -319,6 +320,7 @@ def _losses_found(directory):
     return read_json(path).get("losses") if directory.state != NEW else None
 
 
+@forgotten_gradients()
 def _distilled(recipe, directory, teacher, tokenizer, layers, stream, log):
     """Distils all layers; returns held-out losses before and after by layer."""
     examples = make_examples(recipe, tokenizer, directory, log)

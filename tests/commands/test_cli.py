@@ -6,6 +6,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 
@@ -201,22 +202,23 @@ def test_standard_input_is_a_corpus(recipe, tmp_path, monkeypatch):
     assert distill(recipe, tmp_path / "out", "corpus=-", "total_steps=60") == 0
 
 
-def test_another_run_is_kept_unless_overwritten(recipe, tmp_path, capsys):
-    output_dir = tmp_path / "out"
-    assert distill(recipe, output_dir) == 0
+def test_another_run_is_kept_unless_overwritten(finished_run, tmp_path, capsys):
+    recipe, finished = finished_run
+    output_dir = shutil.copytree(finished, tmp_path / "out")
     report = (output_dir / "report.md").read_bytes()
     capsys.readouterr()
     # Finished already: returned, with nothing written anew.
-    assert distill(recipe, output_dir) == 0
+    assert distill(recipe, output_dir, "total_steps=4") == 0
     assert "Finished already" in capsys.readouterr().out
     assert (output_dir / "report.md").read_bytes() == report
-    code = distill(recipe, output_dir, "seed=3", "batch_size=4")
+    code = distill(recipe, output_dir, "total_steps=4", "seed=3", "batch_size=4")
     refused(capsys, code, "whose recipe.json has batch_size=8, seed=0.")
     # A mistake in the recipe does not cost the old run, even with --overwrite.
     code = distill(recipe, output_dir, "teacher_layer=9", options=["--overwrite"])
     refused(capsys, code, "teacher_layer=9")
     assert (output_dir / "report.md").read_bytes() == report
-    assert distill(recipe, output_dir, "seed=5", options=["--overwrite"]) == 0
+    changes = "total_steps=4", "seed=5"
+    assert distill(recipe, output_dir, *changes, options=["--overwrite"]) == 0
     assert json.loads((output_dir / "recipe.json").read_text())["seed"] == 5
 
 
@@ -280,22 +282,22 @@ def test_a_damaged_checkpoint_is_left_out(recipe, tmp_path, capsys, monkeypatch)
 
 
 def test_a_full_disk_and_a_death_before_the_report_cost_nothing_but_time(
-    recipe, tmp_path, capsys, monkeypatch
+    finished_run, tmp_path, capsys, monkeypatch
 ):
     """In the end the last checkpoint is that of the last step: nothing to train."""
-    settings = ["total_steps=12", "checkpoint_every=6"]
-    assert distill(recipe, tmp_path / "whole", *settings) == 0
+    recipe, whole = finished_run
+    settings = ["total_steps=4", "checkpoint_every=2"]
     sync = files._sync
 
     def full(path):
-        if path.name.startswith(".step-00000012-"):
+        if path.name.startswith(".step-00000004-"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(path)
 
     monkeypatch.setattr(files, "_sync", full)
     assert distill(recipe, tmp_path / "parts", *settings) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "(No space left on device). After step 12; when it is, give" in error
+    assert "(No space left on device). After step 4; when it is, give" in error
     monkeypatch.undo()
 
     def die(run):
@@ -304,12 +306,13 @@ def test_a_full_disk_and_a_death_before_the_report_cost_nothing_but_time(
     monkeypatch.setattr(runs, "write_report", die)
     assert distill(recipe, tmp_path / "parts", *settings) == 130
     monkeypatch.undo()
-    assert "Resumes after step 6 of 12" in capsys.readouterr().out
+    assert "Resumes after step 2 of 4" in capsys.readouterr().out
     assert distill(recipe, tmp_path / "parts", *settings) == 0
-    assert "Resumes after step 12 of 12" in capsys.readouterr().out
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert "Resumes after step 4 of 4" in capsys.readouterr().out
+    assert_same_run(whole, tmp_path / "parts")
     names = [
-        sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("whole", "parts")
+        sorted(path.name for path in run.iterdir())
+        for run in (whole, tmp_path / "parts")
     ]
     assert names[0] == names[1]
 

@@ -26,16 +26,20 @@ def test_everything_at_once_trains_the_weights_of_one_device(one_device, tmp_pat
     assert largest_difference(one_device, tmp_path / "other.npz") < 1e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        [*MANY, 1],
         [*MANY, 2],
-        [*MANY, 4],
-        ["--accumulation", 4],
-        ["--steps-per-execution", 8],
-        ["--jit"],
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                [*MANY, 1],
+                [*MANY, 4],
+                ["--accumulation", 4],
+                ["--steps-per-execution", 8],
+                ["--jit"],
+            )
+        ),
     ],
     ids=lambda options: " ".join(map(str, options)),
 )
@@ -68,6 +72,7 @@ def start_workers(*arguments, script=None):
     return processes
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_weights_of_one_device(one_device, tmp_path):
     paths = [tmp_path / f"worker{index}.npz" for index in range(2)]
     for process in start_workers(*((path, "--strategy", "workers") for path in paths)):

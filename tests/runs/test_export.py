@@ -51,6 +51,7 @@ def test_a_student_goes_to_hugging_face_and_comes_back(student, tmp_path):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_keeps_its_labels(classifier):
     saved = load_saved(classifier)
     assert isinstance(saved.model, keras_hub.models.TextClassifier)

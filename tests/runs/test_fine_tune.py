@@ -164,6 +164,7 @@ def test_the_saved_model_predicts_what_was_written(finished, data):
     assert lines[1:-1] == [f"{i}\t{y}" for i, y in enumerate(classes)]
 
 
+@pytest.mark.slow
 def test_a_regression_writes_scores(model, data, tmp_path):
     result = run(model, data, tmp_path / "out", task="stsb", epochs=6)
     (cell,) = result.results
@@ -229,13 +230,29 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     assert (later.losses, later.metrics) == (alone.losses, alone.metrics)
     best = resumed.results[resumed.cell]
     assert resumed.evaluations["dev"].metrics == best.metrics
-    # A finished grid may grow.
+    report = (tmp_path / "out/report.md").read_text()
+    assert "| learning rate | epochs | runs |" in report
+    assert "`model/` is the best of 2 runs: learning rate" in report
+    assert re.search(r"\| +0.03 \| +1 \| +1 \| +\d+.\d\d \|", report)
+
+
+@pytest.mark.slow
+def test_a_finished_grid_may_grow(model, data, tmp_path, monkeypatch):
+    grid = {"learning_rate": [0.01, 0.03], "seed": [0]}
+    train = fine_tuning_runs.train
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(fine_tuning_runs, "train", counted)
+    run(model, data, tmp_path / "out", **grid)
     grid["seed"] = [0, 1]
     results = run(model, data, tmp_path / "out", **grid).results
     assert len({tuple(result.losses) for result in results.values()}) == 4
-    assert len(calls) == 5
+    assert len(calls) == 4
     report = (tmp_path / "out/report.md").read_text()
-    assert "| learning rate | epochs | runs |" in report
     assert "over 2 seeds. `model/` is the best of 4 runs: learning rate" in report
     assert re.search(r"\| +0.03 \| +1 \| +2 \| +\d+.\d\d \| +\d+.\d\d \| +0 \|", report)
 

@@ -34,6 +34,7 @@ def weights(path):
     return [np.asarray(weight) for weight in backbone.weights]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "changes", "columns", "words"),
     [
@@ -49,10 +50,7 @@ def weights(path):
             "loss,layer_0,layer_1,layer_2",
             "Held-out hidden-state loss",
         ),
-        pytest.param(
-            *("masked_tokens", [], "loss,accuracy", "Held-out masked-token loss"),
-            marks=pytest.mark.slow,
-        ),
+        ("masked_tokens", [], "loss,accuracy", "Held-out masked-token loss"),
     ],
 )
 def test_other_objectives_train_and_are_named_in_reports(
@@ -82,7 +80,11 @@ def test_pretrain_is_masked_language_modelling(recipe, tmp_path):
     assert saved["objective"] == "masked_tokens"
     assert saved["whole_words"] is True
     assert saved["student_initialization"] == "random"
-    assert "masked words" in (out / "report.md").read_text()
+    header = (out / "history.csv").read_text().splitlines()[0]
+    assert header.startswith("step,loss,accuracy,gradient_norm")
+    report = (out / "report.md").read_text()
+    assert "masked words" in report
+    assert "Held-out masked-token loss" in report
 
 
 @pytest.mark.slow
@@ -138,7 +140,11 @@ def test_a_student_before_training_is_written(recipe, teacher_dir, tmp_path, cap
     ):
         for x, y in zip(ours.get_weights(), theirs.get_weights(), strict=True):
             np.testing.assert_array_equal(x, y)
-    # What a run starts with.
+
+
+@pytest.mark.slow
+def test_a_run_starts_with_the_student_before_training(recipe, tmp_path):
+    assert run("student", recipe, tmp_path / "new") == 0
     assert run("distill", recipe, tmp_path / "out", "--set", "total_steps=4") == 0
     drawn = weights(tmp_path / "new")
     trained = weights(tmp_path / "out" / "student")
