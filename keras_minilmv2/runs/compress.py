@@ -14,6 +14,7 @@ from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
 from keras_minilmv2.backbones.saving import check_space
+from keras_minilmv2.backbones.traces import forgotten_gradients
 from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
@@ -239,9 +240,10 @@ def compress(
         if directory.state == FINISHED:
             log(f"Finished already: {output_dir}.")
             return _load(directory.path)
-        found = _search(setup)
-        directory.start()
-        return _finish(setup, found, directory, compared)
+        with forgotten_gradients():
+            found = _search(setup)
+            directory.start()
+            return _finish(setup, found, directory, compared)
 
 
 @dataclass(frozen=True, kw_only=True)
