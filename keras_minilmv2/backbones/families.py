@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import keras
 import keras_hub
+import numpy as np
 from keras_hub.src.utils.transformers import (
     convert_albert,
     convert_bert,
@@ -317,6 +318,8 @@ def check_tokenizer(backbone, tokenizer):
 def zero_segment_ids(backbone, inputs):
     """Adds the `segment_ids` of one-segment text where the backbone reads them."""
     if uses_segment_ids(backbone) and "segment_ids" not in inputs:
-        zeros = keras.ops.zeros_like(inputs["token_ids"])
-        return {**inputs, "segment_ids": zeros}
+        token_ids = inputs["token_ids"]
+        # Keras refuses arrays and tensors beside each other.
+        zeros = np if isinstance(token_ids, np.ndarray) else keras.ops
+        return {**inputs, "segment_ids": zeros.zeros_like(token_ids)}
     return inputs
