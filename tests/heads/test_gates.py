@@ -18,6 +18,7 @@ from keras_minilmv2.heads.gates import (
     gated_model,
     ones_gates,
 )
+from keras_minilmv2.heads.pruning import prune_heads
 
 LAYERS, HEADS, NEURONS = (
     SIZES[name] for name in ("num_layers", "num_heads", "intermediate_dim")
@@ -292,3 +293,25 @@ def test_masks_are_checked():
         checked_mask("head_mask", np.ones((3, 2)), (2, 3))
     with pytest.raises(ValueError, match="values 0 and 1 only. .* with 0.5"):
         checked_mask("head_mask", [[1.0, 0.5]], (1, 2))
+
+
+def test_pruned_encoders_have_gates_for_what_is_left():
+    backbone = make_backbone("bert")
+    head_mask, neuron_mask = np.ones((LAYERS, HEADS)), np.ones((LAYERS, NEURONS))
+    head_mask[0], head_mask[1, 1:] = 0, 0
+    neuron_mask[2], neuron_mask[1, 5:] = 0, 0
+    pruned = prune_heads(backbone, head_mask, neuron_mask)
+    gated = gated_encoder(pruned, return_inner=True)
+    inputs = make_inputs(pruned)
+    found = gated({**inputs, **ones_gates(gated)})
+    for a, b in zip(flat(found["outputs"]), flat(pruned(inputs)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    inner = [(x["heads"].shape[-1], x["neurons"].shape[-1]) for x in found["inner"]]
+    assert inner == [(0, NEURONS), (6, 5), (24, 0), (24, NEURONS)]
+    gates = ones_gates(gated)
+    gates["head_gate"][:, 3, 2] = 0
+    head_mask[3, 2] = 0
+    smaller = prune_heads(backbone, head_mask, neuron_mask)
+    outputs = flat(gated({**inputs, **gates})["outputs"])
+    for a, b in zip(outputs, flat(smaller(inputs)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
