@@ -50,9 +50,9 @@ def prune_heads(backbone, head_mask, neuron_mask=None):
     Example:
 
     ```python
-    importance = km.head_importance(teacher, dataset)  # (num_layers, num_heads)
-    head_mask = importance >= np.median(importance)
-    smaller = km.prune_heads(teacher, head_mask)
+    importance = km.head_importance(classifier, dataset, task)
+    scores = importance.heads.scores()  # (num_layers, num_heads)
+    smaller = km.prune_heads(classifier.backbone, scores >= np.median(scores))
     km.save_student(smaller, tokenizer, "out/smaller")
     ```
 
