@@ -164,7 +164,7 @@ class _WithKerasHub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         importlib.import_module(f"{__name__}.backbones")
 
 
-if "keras_hub" in sys.modules:
+if sys.modules.get("keras_hub"):
     importlib.import_module(f"{__name__}.backbones")
 else:
     sys.meta_path.insert(0, _WithKerasHub())

@@ -23,6 +23,7 @@ from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.downstream.registry import TASKS
 from keras_minilmv2.downstream.text_tasks import Examples, TextTask
 from keras_minilmv2.runs import fine_tune as fine_tuning_runs
+from keras_minilmv2.runs import supervised
 from keras_minilmv2.runs.evaluate import evaluate_model
 from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
 
@@ -208,7 +209,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     model, data, single, tmp_path, monkeypatch
 ):
     grid = {"learning_rate": [0.01, 0.03], "seed": [0]}
-    train = fine_tuning_runs.train
+    train = supervised.train
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -217,7 +218,7 @@ def test_an_interrupted_grid_goes_on_where_it_was(
             raise KeyboardInterrupt
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(fine_tuning_runs, "train", interrupted)
+    monkeypatch.setattr(supervised, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(model, data, tmp_path / "out", **grid)
     assert len(list((tmp_path / "out/cells").iterdir())) == 1
@@ -239,14 +240,14 @@ def test_an_interrupted_grid_goes_on_where_it_was(
 @pytest.mark.slow
 def test_a_finished_grid_may_grow(model, data, tmp_path, monkeypatch):
     grid = {"learning_rate": [0.01, 0.03], "seed": [0]}
-    train = fine_tuning_runs.train
+    train = supervised.train
     calls = []
 
     def counted(*args, **kwargs):
         calls.append(args)
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(fine_tuning_runs, "train", counted)
+    monkeypatch.setattr(supervised, "train", counted)
     run(model, data, tmp_path / "out", **grid)
     grid["seed"] = [0, 1]
     results = run(model, data, tmp_path / "out", **grid).results
