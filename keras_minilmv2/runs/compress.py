@@ -1,7 +1,7 @@
 """Compression of a fine-tuned model in minutes: fewer heads and neurons."""
 
+import contextlib
 import dataclasses
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,45 +13,39 @@ from matplotlib.figure import Figure
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
-from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.backbones.traces import forgotten_gradients
 from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.registry import get_task
-from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
+from keras_minilmv2.downstream.saved import load_fine_tuned
 from keras_minilmv2.downstream.tasks import score_columns
-from keras_minilmv2.heads.costs import (
-    measured_costs,
-    operation_costs,
-    parameter_costs,
-    random_batch,
-)
+from keras_minilmv2.heads.budget import BUDGETS, encoder_costs, keep_within
+from keras_minilmv2.heads.costs import parameter_costs
 from keras_minilmv2.heads.importance import head_importance
 from keras_minilmv2.heads.pruning import prune_heads
 from keras_minilmv2.heads.refit import refit_outputs
-from keras_minilmv2.heads.search import BudgetError, choose_masks
 from keras_minilmv2.runs.directory import FINISHED, RunDirectory, RunKind
 from keras_minilmv2.runs.evaluate import EVALUATION_FILES, write_evaluations
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import Settings, not_compared
-from keras_minilmv2.runs.supervised import train_model
+from keras_minilmv2.runs.supervised import (
+    evaluate_saved,
+    load_dev_splits,
+    save_task_model,
+    train_model,
+)
 from keras_minilmv2.training.supervised import compiled
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import (
     read_json,
-    replacing_directory,
     replacing_file,
     write_json,
     writing,
 )
 from keras_minilmv2.utils.tables import clock, count, megabytes, percent
-from keras_minilmv2.utils.throughput import seconds_per_batch
 
-BUDGETS = ("latency", "operations", "parameters")
 _PICTURE = "layers.png"
 _SCORES = "scores.json"
-# Tries to meet the asked speed, and how near is near enough.
-_MOST_TRIES, _NEAR = 5, 0.015
 _CALIBRATION_BATCH = 32
 
 
@@ -261,18 +255,12 @@ class _Setup:
     progress_stream: object = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Found:
-    """What the search found.
-
-    `model` is the smaller one, `predicted` what the table of costs gives for it.
-    """
+    """What the search found; `model` is the smaller one."""
 
     importance: object
-    head_mask: np.ndarray
-    neuron_mask: np.ndarray
-    predicted: float
-    speedup: float
+    kept: object
     scores: dict
     seconds: dict
     model: object
@@ -296,12 +284,7 @@ def _check_model(backbone, settings):
 def _prepare(saved, task, settings, data_dir, tfds_data_dir, log):
     """Reads the data."""
     train_examples = task.load("train", data_dir, tfds_data_dir)
-    dev_splits = {
-        split: task.load(split, data_dir, tfds_data_dir)
-        for split in task.splits
-        if split == task.dev_split
-        or (split.startswith("dev") and task.has_split(split, data_dir))
-    }
+    dev_splits = load_dev_splits(task, data_dir, tfds_data_dir)
     train = task.features(train_examples, saved.backbone, saved.tokenizer)
     rows = train.training_rows()
     number = settings.num_calibration_examples
@@ -347,61 +330,62 @@ def _search(setup):
     backbone, seconds = saved.backbone, {}
     log(f"{describe(backbone)}, {task.title}.")
     scores = {"whole": _score(setup, saved.model)}
-    started = time.perf_counter()
-    importance = head_importance(
-        saved.model,
-        setup.calibration,
-        task,
-        fisher_blocks=("heads",) if settings.heads_only else ("heads", "neurons"),
-        seed=settings.seed,
-    )
-    seconds["importance"] = time.perf_counter() - started
+    with _timed(seconds, "importance"):
+        importance = head_importance(
+            saved.model,
+            setup.calibration,
+            task,
+            fisher_blocks=("heads",) if settings.heads_only else ("heads", "neurons"),
+            seed=settings.seed,
+        )
     log(
         f"Importance of {settings.num_calibration_examples:,} training examples: "
         f"{clock(seconds['importance'])}."
     )
-    started = time.perf_counter()
-    costs = _costs(backbone, settings)
-    seconds["costs"] = time.perf_counter() - started
-    started = time.perf_counter()
-    head_mask, neuron_mask, predicted, speedup = _meet(
-        backbone, importance, costs, settings, log
-    )
-    seconds["search"] = time.perf_counter() - started
-    model = _with_backbone(
-        task, saved.model, prune_heads(backbone, head_mask, neuron_mask)
-    )
+    inputs = {
+        "batch_size": settings.latency_batch_size,
+        "sequence_length": settings.latency_length,
+    }
+    with _timed(seconds, "costs"):
+        costs = encoder_costs(backbone, settings.budget, **inputs)
+    with _timed(seconds, "search"):
+        kept = keep_within(
+            backbone,
+            importance,
+            costs,
+            settings.speedup,
+            **inputs,
+            heads_only=settings.heads_only,
+            on_try=lambda number, planned, measured: log(
+                f"Try {number}: planned {planned:.2f} times as fast, measured "
+                f"{measured:.2f}."
+            ),
+        )
+    masks = kept.head_mask, kept.neuron_mask
+    model = _with_backbone(task, saved.model, prune_heads(backbone, *masks))
     scores["pruned"] = _score(setup, model)
     if settings.least_squares and not family_of(backbone).shares_blocks:
-        started = time.perf_counter()
-        refitted = refit_outputs(
-            backbone,
-            head_mask,
-            neuron_mask,
-            [_encoder_inputs(backbone, inputs) for inputs, _ in setup.calibration],
-            penalty=settings.penalty,
-        )
-        smaller = prune_heads(refitted, head_mask, neuron_mask)
+        with _timed(seconds, "least squares"):
+            batches = [
+                {name: inputs[name] for name in backbone.input}
+                for inputs, _ in setup.calibration
+            ]
+            refitted = refit_outputs(
+                backbone, *masks, batches, penalty=settings.penalty
+            )
+            smaller = prune_heads(refitted, *masks)
         model = _with_backbone(task, saved.model, smaller)
-        seconds["least squares"] = time.perf_counter() - started
         scores["fitted"] = _score(setup, model)
-    metric = task.main_metric
     shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
-    log(f"{task.dev_split} {metric}: {shown}.")
-    return _Found(
-        importance=importance,
-        head_mask=head_mask,
-        neuron_mask=neuron_mask,
-        predicted=predicted,
-        speedup=speedup,
-        scores=scores,
-        seconds=seconds,
-        model=model,
-    )
+    log(f"{task.dev_split} {task.main_metric}: {shown}.")
+    return _Found(importance, kept, scores, seconds, model)
 
 
-def _encoder_inputs(backbone, inputs):
-    return {name: inputs[name] for name in backbone.input}
+@contextlib.contextmanager
+def _timed(seconds, name):
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
 
 
 def _score(setup, model):
@@ -409,68 +393,6 @@ def _score(setup, model):
     examples = setup.dev_splits[task.dev_split]
     found = task.evaluate(model, setup.dev, task.dev_split, examples)
     return found.metrics[task.main_metric]
-
-
-def _costs(backbone, settings):
-    if settings.budget == "operations":
-        return operation_costs(backbone, settings.latency_length)
-    if settings.budget == "parameters":
-        return parameter_costs(backbone)
-    return measured_costs(
-        backbone, settings.latency_batch_size, settings.latency_length
-    )
-
-
-def _meet(backbone, importance, costs, settings, log):
-    """Masks that deliver the asked speed, what was planned, and what was delivered."""
-    runs = np.bincount(importance.block_of_layer)
-    heads = importance.shared_heads or importance.heads
-    neurons = importance.shared_neurons or importance.neurons
-    whole = costs.total(*layer_counts(backbone))
-    least = costs.base + costs.neurons[-1] * runs.sum() * settings.heads_only
-    largest = whole / least if least else np.inf
-    batch = random_batch(backbone, settings.latency_batch_size, settings.latency_length)
-    target, best = settings.speedup, None
-    for number in range(1, _MOST_TRIES + 1):
-        try:
-            masks = choose_masks(
-                heads.fisher,
-                None if settings.heads_only else neurons.fisher,
-                costs,
-                whole / target,
-                head_products=importance.head_blocks,
-                neuron_products=importance.neuron_blocks,
-                num_runs=runs,
-            )
-        except BudgetError as error:
-            if best is not None:
-                break
-            raise ValueError(
-                "`speedup` must not be above what removing every head"
-                f"{'' if settings.heads_only else ' and neuron'} gives. Received: "
-                f"speedup={settings.speedup:g}, the most is {largest:.2f}."
-            ) from error
-        masks = [mask[importance.block_of_layer] for mask in masks]
-        predicted = whole / costs.total(*(mask.sum(1) for mask in masks))
-        if settings.budget != "latency":
-            return *masks, predicted, predicted
-        pruned = prune_heads(backbone, *masks)
-        times = seconds_per_batch({"whole": backbone, "pruned": pruned}, batch, 15)
-        speedup = statistics.median(
-            one / other
-            for one, other in zip(times["whole"], times["pruned"], strict=True)
-        )
-        log(
-            f"Try {number}: planned {predicted:.2f} times as fast, measured "
-            f"{speedup:.2f}."
-        )
-        error = abs(speedup / settings.speedup - 1)
-        if best is None or error < best[0]:
-            best = error, (*masks, predicted, speedup)
-        if error < _NEAR:
-            break
-        target *= settings.speedup / speedup
-    return best[1]
 
 
 def _with_backbone(task, model, backbone):
@@ -539,43 +461,25 @@ def _finish(setup, found, directory, compared):
     model, scores, seconds = found.model, dict(found.scores), dict(found.seconds)
     losses = []
     if settings.epochs:
-        started = time.perf_counter()
-        losses = _fine_tune(setup, model)
-        seconds["fine-tuning"] = time.perf_counter() - started
+        with _timed(seconds, "fine-tuning"):
+            losses = _fine_tune(setup, model)
         scores["fine_tuned"] = _score(setup, model)
     counts = layer_counts(model.backbone)
-    compression = Compression(path, scores, found.speedup, *counts, seconds)
+    compression = Compression(path, scores, found.kept.delivered, *counts, seconds)
     with writing(path):
         found.importance.save(path / "importance.npz")
-        with replacing_directory(path / "model") as fresh:
-            check_space(fresh, model)
-            task.save_model(model, setup.saved.tokenizer, fresh)
-            notes = {**setup.saved.notes, **task.notes()}
-            write_json(fresh / NOTES_FILE, notes)
-        saved = load_fine_tuned(path / "model")
-        evaluations = [
-            task.evaluate(
-                saved.model,
-                task.features(examples, saved.backbone, saved.tokenizer),
-                split,
-                examples,
-            )
-            for split, examples in setup.dev_splits.items()
-        ]
+        # The cell of a fine-tuning is what the model was trained by.
+        notes = {"cell": setup.saved.notes.get("cell")}
+        save_task_model(task, model, setup.saved.tokenizer, path / "model", notes)
+        evaluations = evaluate_saved(task, path / "model", setup.dev_splits).values()
         write_evaluations(path, evaluations)
-        write_json(
-            path / _SCORES,
-            {
-                k: v
-                for k, v in dataclasses.asdict(compression).items()
-                if k != "output_dir"
-            },
-        )
+        values = dataclasses.asdict(compression)
+        del values["output_dir"]
+        write_json(path / _SCORES, values)
         with replacing_file(path / _PICTURE) as temporary:
             _picture(setup.saved.backbone, counts).savefig(temporary, format="png")
-        _report(setup, compression, found, compared, evaluations, losses).save(
-            sum(seconds.values())
-        )
+        report = _report(setup, compression, found, compared, evaluations, losses)
+        report.save(sum(seconds.values()))
     directory.finish()
     for evaluation in evaluations:
         setup.log(str(evaluation))
@@ -665,7 +569,7 @@ def _report(setup, compression, found, compared, evaluations, losses):
         },
     )
     report.picture(_PICTURE, "Heads and neurons of each layer")
-    rows = task.table(evaluations)
+    rows = task.table(list(evaluations))
     report.text("The smaller model on all dev splits:")
     report.table("evaluations", rows, dict.fromkeys(score_columns(rows), percent))
     report.fact("model", compared.model, f"{compared.model}, {describe(whole)}")
@@ -673,7 +577,7 @@ def _report(setup, compression, found, compared, evaluations, losses):
     for name, value in dataclasses.asdict(settings).items():
         if value is not None:
             report.fact(name.replace("_", " "), value)
-    report.fact("planned speed", round(found.predicted, 4))
+    report.fact("planned speed", round(found.kept.planned, 4))
     for name, value in compression.seconds.items():
         report.fact(f"seconds of {name}", round(value, 1), clock(value))
     if losses:

@@ -11,9 +11,7 @@ import numpy as np
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.downstream.registry import TASKS, get_task
-from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
 from keras_minilmv2.downstream.tasks import Task, score_columns
 from keras_minilmv2.runs.directory import (
     FINISHED,
@@ -34,14 +32,18 @@ from keras_minilmv2.runs.grid import (
 from keras_minilmv2.runs.recipes import DTYPE_POLICIES
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import Settings, not_compared
-from keras_minilmv2.runs.supervised import in_float32, train_model
+from keras_minilmv2.runs.supervised import (
+    evaluate_saved,
+    in_float32,
+    load_dev_splits,
+    save_task_model,
+    train_model,
+)
 from keras_minilmv2.training.supervised import NotFiniteError
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import (
     check_directory,
-    replacing_directory,
-    write_json,
     writing,
 )
 from keras_minilmv2.utils.hardware import hardware
@@ -316,21 +318,14 @@ def fine_tune(
             output_dir,
             cells,
             lambda cell: _run_cell(setup, cell),
-            save_model=lambda model, cell, path: _save(setup, model, cell, path),
+            save_model=lambda model, cell, path: save_task_model(
+                task, model, tokenizer, path, {"cell": dataclasses.asdict(cell)}
+            ),
             metric=f"{task.dev_split} {task.main_metric}",
             log=(lambda line: None) if finished else log,
         )
         best = check_some_finished(results)
-        saved = load_fine_tuned(output_dir / "model")
-        evaluations = {
-            split: task.evaluate(
-                saved.model,
-                task.features(examples, saved.backbone, saved.tokenizer),
-                split,
-                examples,
-            )
-            for split, examples in dev_splits.items()
-        }
+        evaluations = evaluate_saved(task, output_dir / "model", dev_splits)
         run = FineTuning(task, output_dir, best, results, evaluations)
         if not finished:
             with writing(output_dir):
@@ -373,12 +368,7 @@ def _prepare(
     train_examples = task.load("train", data_dir, tfds_data_dir)
     if settings.num_train_examples is not None:
         train_examples = train_examples.sample(settings.num_train_examples)
-    dev_splits = {
-        split: task.load(split, data_dir, tfds_data_dir)
-        for split in task.splits
-        if split == task.dev_split
-        or (split.startswith("dev") and task.has_split(split, data_dir))
-    }
+    dev_splits = load_dev_splits(task, data_dir, tfds_data_dir)
     if settings.num_dev_examples is not None:
         dev_splits = {
             split: examples.sample(settings.num_dev_examples)
@@ -447,15 +437,6 @@ def _run_cell(setup, cell):
         losses = []
     score = metrics.get(task.main_metric)
     return Result(score, metrics, losses, time.perf_counter() - started), model
-
-
-def _save(setup, model, cell, path):
-    # Model and notes appear together.
-    with replacing_directory(path) as fresh:
-        check_space(fresh, model)
-        setup.task.save_model(model, setup.tokenizer, fresh)
-        notes = {**setup.task.notes(), "cell": dataclasses.asdict(cell)}
-        write_json(fresh / NOTES_FILE, notes)
 
 
 def _report(run, setup, compared):

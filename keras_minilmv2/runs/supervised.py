@@ -1,13 +1,54 @@
-"""Training of a task's model, as all verbs do it that train one."""
+"""A task's data and model, as all verbs read, train, save and score them."""
 
 import math
 
 import keras
 
+from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.downstream.batches import training_epochs
+from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
 from keras_minilmv2.training.supervised import train
+from keras_minilmv2.utils.files import replacing_directory, write_json
+
+
+def load_dev_splits(task, data_dir=None, tfds_data_dir=None):
+    """The examples of a task's dev splits by name, of those that there are files of."""
+    return {
+        split: task.load(split, data_dir, tfds_data_dir)
+        for split in task.splits
+        if split == task.dev_split
+        or (split.startswith("dev") and task.has_split(split, data_dir))
+    }
+
+
+def save_task_model(task, model, tokenizer, path, notes):
+    """Writes a model and what `load_saved` must know of it; they appear together."""
+    with replacing_directory(path) as fresh:
+        check_space(fresh, model)
+        task.save_model(model, tokenizer, fresh)
+        write_json(fresh / NOTES_FILE, {**task.notes(), **notes})
+
+
+def evaluate_saved(task, path, splits):
+    """Loads a model that was written, and scores it.
+
+    Args:
+        task: `Task`.
+        path: path of the model.
+        splits: dict of examples by name of the split.
+
+    Returns:
+        dict of `Evaluation` by name of the split.
+    """
+    saved = load_fine_tuned(path)
+
+    def evaluate(split, examples):
+        features = task.features(examples, saved.backbone, saved.tokenizer)
+        return task.evaluate(saved.model, features, split, examples)
+
+    return {split: evaluate(split, examples) for split, examples in splits.items()}
 
 
 def train_model(
