@@ -15,6 +15,9 @@ FINETUNE = ["finetune", "{teacher}", "--task", "sst2", "--data-dir", "{data}"]
 FINETUNE += ["--epochs", "1", "--sequence-length", "16", "--seed", "0", "1"]
 PREPARE = ["prepare", "{corpus}", "--tokenizer", "{teacher}", "--sequence-length", "16"]
 SHRINK = ["shrink-vocabulary", "{teacher}", "--corpus", "{corpus}"]
+COMPRESS = ["compress", "{tuned}", "--data-dir", "{data}", "--budget", "operations"]
+COMPRESS += ["--speedup", "1.3", "--latency-length", "16"]
+COMPRESS += ["--num-calibration-examples", "16"]
 HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
 
 # What is there before, if anything, and the command that is killed.
@@ -38,6 +41,7 @@ COMMANDS = {
     "student": (None, ["student", "{recipe}"]),
     "shrink-vocabulary": (None, SHRINK),
     "export": (None, HUGGING_FACE),
+    "compress": (None, COMPRESS),
 }
 
 
