@@ -90,7 +90,7 @@ def plan_batches(padded_lengths, batch_size, generator):
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def training_epochs(features, batch_size, num_epochs, seed):
+def training_epochs(features, batch_size, num_epochs, seed, rows=None):
     """Batches of a training run.
 
     Args:
@@ -98,11 +98,12 @@ def training_epochs(features, batch_size, num_epochs, seed):
         batch_size: int, rows.
         num_epochs: int.
         seed: int. The batches depend on it alone.
+        rows: int `(rows,)`, those to train on. Defaults to `training_rows()`.
 
     Yields:
         For each epoch an iterator of pairs, inputs and targets.
     """
-    rows = features.training_rows()
+    rows = features.training_rows() if rows is None else rows
     padded_lengths = features.padded_lengths(rows)
 
     def epoch(number):

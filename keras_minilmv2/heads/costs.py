@@ -31,7 +31,7 @@ class Costs:
         heads: float64 `(num_heads + 1,)`, of 0, 1, ... heads in a layer; the first
             is 0.
         neuron_counts: int `(choices,)`, ascending, from 0 to all neurons of a layer.
-        neurons: float64 `(choices,)`, of so many neurons; the first is 0.
+        neurons: float64 `(choices,)`, the costs of these counts; the first is 0.
     """
 
     unit: str

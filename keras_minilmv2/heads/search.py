@@ -17,9 +17,9 @@ import numpy as np
 
 from keras_minilmv2.utils.checks import check_number
 
-# Up to so many sets of heads are all tried; beyond, units are exchanged one by one.
+# With more sets of heads than this, units are exchanged one by one.
 _MOST_SETS = 20_000
-# Above so many choices that none beats in both cost and value, near ones are merged.
+# With more undominated choices than this, those of nearly equal cost are merged.
 _MOST_CHOICES = 10_000
 
 

@@ -15,7 +15,6 @@ from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
 from keras_minilmv2.backbones.traces import forgotten_gradients
 from keras_minilmv2.downstream.batches import training_epochs
-from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.downstream.saved import load_fine_tuned
 from keras_minilmv2.downstream.tasks import score_columns
 from keras_minilmv2.heads.budget import BUDGETS, encoder_costs, keep_within
@@ -25,18 +24,21 @@ from keras_minilmv2.heads.pruning import prune_heads
 from keras_minilmv2.heads.refit import refit_outputs
 from keras_minilmv2.runs.directory import FINISHED, RunDirectory, RunKind
 from keras_minilmv2.runs.evaluate import EVALUATION_FILES, write_evaluations
+from keras_minilmv2.runs.grid import Cell
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import Settings, not_compared
 from keras_minilmv2.runs.supervised import (
     evaluate_saved,
     load_dev_splits,
     save_task_model,
+    task_of,
     train_model,
 )
 from keras_minilmv2.training.supervised import compiled
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import (
+    check_directory,
     read_json,
     replacing_file,
     write_json,
@@ -213,10 +215,9 @@ def compress(
     settings = settings or CompressionSettings()
     settings.field_types(changes)
     settings = dataclasses.replace(settings, **changes)
+    check_directory("output_dir", output_dir)
     saved = load_fine_tuned(model)
-    task = get_task(saved.task if task is None else task)
-    task.check_model(saved.model, saved.notes)
-    task = task.with_options(saved.backbone, **saved.sizes)
+    task = task_of(saved, task, model).with_options(saved.backbone, **saved.sizes)
     _check_model(saved.backbone, settings)
     setup = _prepare(saved, task, settings, data_dir, tfds_data_dir, log)
     setup = dataclasses.replace(setup, progress_stream=progress_stream)
@@ -295,33 +296,18 @@ def _prepare(saved, task, settings, data_dir, tfds_data_dir, log):
             f"{len(rows):,}."
         )
     generator = np.random.default_rng((settings.seed, 1))
-    calibration = _Rows(train, generator.permutation(rows)[:number])
+    rows = generator.permutation(rows)[:number]
+    epochs = training_epochs(train, _CALIBRATION_BATCH, 1, settings.seed, rows)
     return _Setup(
         saved=saved,
         task=task,
         settings=settings,
         train=train,
-        calibration=tuple(
-            next(training_epochs(calibration, _CALIBRATION_BATCH, 1, settings.seed))
-        ),
+        calibration=tuple(next(epochs)),
         dev=task.features(dev_splits[task.dev_split], saved.backbone, saved.tokenizer),
         dev_splits=dev_splits,
         log=log,
     )
-
-
-class _Rows:
-    """Some rows of `Features` to train on."""
-
-    def __init__(self, features, rows):
-        self._features = features
-        self._rows = rows
-
-    def __getattr__(self, name):
-        return getattr(self._features, name)
-
-    def training_rows(self):
-        return self._rows
 
 
 def _search(setup):
@@ -367,8 +353,8 @@ def _search(setup):
     if settings.least_squares and not family_of(backbone).shares_blocks:
         with _timed(seconds, "least squares"):
             batches = [
-                {name: inputs[name] for name in backbone.input}
-                for inputs, _ in setup.calibration
+                {name: batch[name] for name in backbone.input}
+                for batch, _ in setup.calibration
             ]
             refitted = refit_outputs(
                 backbone, *masks, batches, penalty=settings.penalty
@@ -412,11 +398,8 @@ def _head_weights(model):
 def _fine_tune(setup, model):
     """Trains the smaller model with the whole one as a teacher."""
     settings, task = setup.settings, setup.task
-    features = setup.train
-    if settings.num_train_examples is not None:
-        generator = np.random.default_rng((settings.seed, 2))
-        rows = generator.permutation(features.training_rows())
-        features = _Rows(features, rows[: settings.num_train_examples])
+    generator = np.random.default_rng((settings.seed, 2))
+    rows = generator.permutation(setup.train.training_rows())
     teacher = task.training_model(setup.saved.model)
     predict = compiled(lambda inputs: teacher(inputs, training=False))
     share = settings.distill
@@ -435,10 +418,9 @@ def _fine_tune(setup, model):
     return train_model(
         task,
         model,
-        features,
-        learning_rate=settings.learning_rate,
-        epochs=settings.epochs,
-        seed=settings.seed,
+        setup.train,
+        Cell(settings.learning_rate, settings.epochs, settings.seed),
+        rows=rows[: settings.num_train_examples],
         batch_size=settings.batch_size or task.batch_size,
         progress_stream=setup.progress_stream,
         loss=loss,
@@ -576,7 +558,8 @@ def _report(setup, compression, found, compared, evaluations, losses):
     report.fact("data", compared.data_dir or "TFDS")
     for name, value in dataclasses.asdict(settings).items():
         if value is not None:
-            report.fact(name.replace("_", " "), value)
+            shown = f"{value:g}" if isinstance(value, float) else None
+            report.fact(name.replace("_", " "), value, shown)
     report.fact("planned speed", round(found.kept.planned, 4))
     for name, value in compression.seconds.items():
         report.fact(f"seconds of {name}", round(value, 1), clock(value))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.downstream.saved import load_fine_tuned
 from keras_minilmv2.runs.directory import FINISHED, RunDirectory, RunKind
 from keras_minilmv2.runs.settings import Settings, not_compared
+from keras_minilmv2.runs.supervised import task_of
 from keras_minilmv2.utils.checks import check_int
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import (
@@ -87,13 +87,7 @@ def evaluate_model(
     if output_dir is not None:
         check_directory("output_dir", output_dir)
     saved = load_fine_tuned(model)
-    if task is None and saved.task is None:
-        raise ValueError(
-            "`task` must be given for a model that does not name its own. "
-            f"Received: task=None, model={model}."
-        )
-    task = get_task(saved.task if task is None else task)
-    task.check_model(saved.model, saved.notes)
+    task = task_of(saved, task, model)
     options = given({"languages": languages, "strict": strict})
     task = task.with_options(saved.backbone, **saved.sizes, **options)
     split = task.dev_split if split is None else split

@@ -421,7 +421,7 @@ def _run_cell(setup, cell):
             task,
             model,
             setup.train,
-            **dataclasses.asdict(cell),
+            cell,
             batch_size=setup.batch_size,
             warmup_fraction=settings.warmup_fraction,
             weight_decay=settings.weight_decay,

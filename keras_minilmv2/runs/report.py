@@ -157,6 +157,8 @@ def _shown(value, form=None):
         return ""
     if form is not None and not isinstance(value, str):
         return form(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, int):

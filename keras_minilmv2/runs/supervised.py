@@ -6,11 +6,33 @@ import keras
 
 from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.downstream.batches import training_epochs
+from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
 from keras_minilmv2.training.supervised import train
 from keras_minilmv2.utils.files import replacing_directory, write_json
+
+
+def task_of(saved, task, model):
+    """The task that a saved model is for.
+
+    Args:
+        saved: `Saved`.
+        task: str or `Task`. None for the one that the model was fine-tuned on.
+        model: str or path of the model, for messages.
+
+    Raises:
+        ValueError, TypeError: if it is not known, or the model is not one for it.
+    """
+    if task is None and saved.task is None:
+        raise ValueError(
+            "`task` must be given for a model that does not name its own. "
+            f"Received: task=None, model={model}."
+        )
+    task = get_task(saved.task if task is None else task)
+    task.check_model(saved.model, saved.notes)
+    return task
 
 
 def load_dev_splits(task, data_dir=None, tfds_data_dir=None):
@@ -55,11 +77,10 @@ def train_model(
     task,
     model,
     features,
+    cell,
     *,
-    learning_rate,
-    epochs,
-    seed,
     batch_size,
+    rows=None,
     warmup_fraction=0.1,
     weight_decay=0.01,
     dtype_policy="float32",
@@ -73,10 +94,9 @@ def train_model(
         task: `Task`.
         model: as `task.model` builds it. It is changed.
         features: `Features` to train on.
-        learning_rate: float, the peak.
-        epochs: int.
-        seed: int. The batches depend on it alone.
+        cell: `Cell`: peak learning rate, epochs, and the seed of the batches.
         batch_size: int, rows.
+        rows: int `(rows,)`, those to train on. Defaults to all.
         warmup_fraction: float, of all steps.
         weight_decay: float.
         dtype_policy: str, the model's.
@@ -91,17 +111,17 @@ def train_model(
     Raises:
         NotFiniteError: if a loss is not finite.
     """
-    rows = features.training_rows()
-    total_steps = epochs * math.ceil(len(rows) / batch_size)
+    rows = features.training_rows() if rows is None else rows
+    total_steps = cell.epochs * math.ceil(len(rows) / batch_size)
     optimizer = adamw(
-        learning_rate,
+        cell.learning_rate,
         int(warmup_fraction * total_steps),
         total_steps,
         weight_decay=weight_decay,
     )
     if dtype_policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    batches = training_epochs(features, batch_size, epochs, seed)
+    batches = training_epochs(features, batch_size, cell.epochs, cell.seed, rows)
     if with_targets is not None:
         batches = (
             ((inputs, with_targets(inputs, targets)) for inputs, targets in epoch)
