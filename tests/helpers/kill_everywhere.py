@@ -73,6 +73,11 @@ def content(path):
     return found
 
 
+def outputs(out):
+    """The directories that must be equal: an export's versions, or the output."""
+    return [path for path in out.iterdir() if path.name.isdigit()] or [out]
+
+
 def fingerprint(tree):
     """Names and bytes of everything below a directory."""
     digest = hashlib.sha256()
@@ -99,7 +104,7 @@ def main(directory, first, command):
         raise SystemExit(log.read_text())
     if run(command, out, log, copy):
         raise SystemExit(log.read_text())
-    wanted, problems, seen = content(out), {}, set()
+    wanted, problems, seen = content(outputs(out)[0]), {}, set()
     numbers = sorted(int(path.name) for path in copies.iterdir())
     for number in numbers:
         killed = copies / f"{number:04d}"
@@ -112,12 +117,16 @@ def main(directory, first, command):
         log.write_text("")
         if code := run(command, out, log):
             problems[number] = f"given again, {code}: {log.read_text()[-500:]}"
-        elif (got := content(out)) != wanted:
-            names = {*got, *wanted}
-            differing = sorted(n for n in names if got.get(n) != wanted.get(n))
-            problems[number] = f"other files: {differing}"
-        elif left := sorted({path.name for path in place.iterdir()} - {"out"}):
-            problems[number] = f"left beside: {left}"
+        else:
+            for got in map(content, outputs(out)):
+                names = {*got, *wanted}
+                differing = sorted(n for n in names if got.get(n) != wanted.get(n))
+                if differing:
+                    problems[number] = f"other files: {differing}"
+            left = {path.name for path in place.iterdir()} - {"out"}
+            left |= {path.name for path in out.glob(".export-*")}
+            if left:
+                problems[number] = f"left beside: {sorted(left)}"
         if number in problems:
             print(number, problems[number], file=sys.stderr, flush=True)
     found = {"changes": len(numbers), "tried": len(seen), "problems": problems}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import make_recipe, make_teacher, write_task
+from small_runs import make_recipe, make_teacher, write_task, write_text
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "kill_everywhere.py"
 SETTINGS = ["--set", "total_steps=4", "--set", "evaluate_every=2"]
@@ -18,7 +18,11 @@ SHRINK = ["shrink-vocabulary", "{teacher}", "--corpus", "{corpus}"]
 COMPRESS = ["compress", "{tuned}", "--data-dir", "{data}", "--budget", "operations"]
 COMPRESS += ["--speedup", "1.3", "--latency-length", "16"]
 COMPRESS += ["--num-calibration-examples", "16"]
+EXPORT = ["export", "{tuned}", "--sequence-length", "16"]
 HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
+DEMO = ["demo", "--teacher", "{teacher}", "--corpus", "{texts}", "--steps", "2"]
+LAYERS = ["layers", "{recipe}", "--task", "sst2", "--data-dir", "{data}"]
+LAYERS += ["--steps", "4", "--epochs", "1", "--layers", "2", "3", *SETTINGS[4:]]
 
 # What is there before, if anything, and the command that is killed.
 COMMANDS = {
@@ -27,6 +31,9 @@ COMMANDS = {
         ["distill", "{recipe}", *SETTINGS, "--set", "seed=1"],
         ["distill", "{recipe}", *SETTINGS, "--overwrite"],
     ),
+    "pretrain": (None, ["pretrain", "{recipe}", *SETTINGS]),
+    "demo": (None, DEMO),
+    "layers": (None, LAYERS),
     "finetune": (None, FINETUNE),
     "finetune overwrites": (
         [*FINETUNE, "--learning-rate", "1e-3"],
@@ -40,7 +47,8 @@ COMMANDS = {
     ),
     "student": (None, ["student", "{recipe}"]),
     "shrink-vocabulary": (None, SHRINK),
-    "export": (None, HUGGING_FACE),
+    "export": (None, EXPORT),
+    "export to Hugging Face": (None, HUGGING_FACE),
     "compress": (None, COMPRESS),
 }
 
@@ -50,11 +58,15 @@ COMMANDS = {
 def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path):
     """The process ends at the n-th change of the output directory, for every n."""
     places = {
-        "teacher": make_teacher(tmp_path / "teacher"),
+        "teacher": make_teacher(tmp_path / "teacher", max_sequence_length=128),
         "data": write_task(tmp_path / "data"),
         "tuned": tmp_path / "tuned",
         "corpus": tmp_path / "corpus.txt",
+        "texts": tmp_path / "texts",
     }
+    places["texts"].mkdir()
+    for number in range(60):
+        write_text(places["texts"] / f"{number}.txt", 40, seed=number)
     places["recipe"] = make_recipe(tmp_path, places["teacher"])
 
     def filled(command):
