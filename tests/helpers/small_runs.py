@@ -11,7 +11,7 @@ WORDS = ["the", "a", "of", "and", "to", "in", "is", "it", "was", "he", "she", "t
 WORDS += ["sea", "ship", "wind", "night", "day", "king"]
 
 
-def make_teacher(path, max_sequence_length=32):
+def make_teacher(path, **sizes):
     """A BERT preset of 72 word pieces, with relations far from uniform."""
     letters = [chr(ord("a") + i) for i in range(26)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
@@ -20,11 +20,14 @@ def make_teacher(path, max_sequence_length=32):
     tokenizer = keras_hub.models.BertTokenizer(vocabulary, lowercase=True)
     backbone = keras_hub.models.BertBackbone(
         vocabulary_size=len(vocabulary),
-        num_layers=3,
-        num_heads=4,
-        hidden_dim=16,
-        intermediate_dim=24,
-        max_sequence_length=max_sequence_length,
+        **{
+            "num_layers": 3,
+            "num_heads": 4,
+            "hidden_dim": 16,
+            "intermediate_dim": 24,
+            "max_sequence_length": 32,
+            **sizes,
+        },
     )
     generator = np.random.default_rng(0)
     for variable in backbone.trainable_variables:

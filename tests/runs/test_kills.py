@@ -20,7 +20,7 @@ COMPRESS += ["--speedup", "1.3", "--latency-length", "16"]
 COMPRESS += ["--num-calibration-examples", "16"]
 EXPORT = ["export", "{tuned}", "--sequence-length", "16"]
 HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
-DEMO = ["demo", "--teacher", "{teacher}", "--corpus", "{texts}", "--steps", "2"]
+DEMO = ["demo", "--teacher", "{wide}", "--corpus", "{texts}", "--steps", "2"]
 LAYERS = ["layers", "{recipe}", "--task", "sst2", "--data-dir", "{data}"]
 LAYERS += ["--steps", "4", "--epochs", "1", "--layers", "2", "3", *SETTINGS[4:]]
 
@@ -58,7 +58,10 @@ COMMANDS = {
 def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path):
     """The process ends at the n-th change of the output directory, for every n."""
     places = {
-        "teacher": make_teacher(tmp_path / "teacher", max_sequence_length=128),
+        "teacher": make_teacher(tmp_path / "teacher"),
+        "wide": make_teacher(
+            tmp_path / "wide", num_heads=12, hidden_dim=192, max_sequence_length=128
+        ),
         "data": write_task(tmp_path / "data"),
         "tuned": tmp_path / "tuned",
         "corpus": tmp_path / "corpus.txt",
