@@ -8,13 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "distillation" / "train_small.py"
+HELPERS = Path(__file__).parent
+SCRIPT = HELPERS.parent / "distillation" / "train_small.py"
 
 
 def start(output, *options, environment=None, script=None):
+    helpers = [str(HELPERS), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, str(script or SCRIPT), str(output), *map(str, options)],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", **(environment or {})},
+        env={
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "PYTHONPATH": os.pathsep.join(helpers),
+            **(environment or {}),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
