@@ -188,6 +188,9 @@ def parse_manifest(text, path):
                 "shards": tuple(Shard(**shard) for shard in fields["shards"]),
             }
         )
+        for shard in manifest.shards:
+            if shard.name != os.path.basename(shard.name):
+                raise ValueError(f"it names {shard.name!r}, which is not beside it")
         for part, count in zip(PARTS, counts, strict=True):
             found = manifest.num_examples(part), manifest.num_tokens(part)
             if found != (count["num_examples"], count["num_tokens"]):

@@ -431,6 +431,9 @@ def test_added_tokens_of_the_older_layout_are_refused_by_name(name, tmp_path):
     assert one_sentence(error)
 
 
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"}
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
@@ -466,6 +469,46 @@ def test_added_tokens_of_the_older_layout_are_refused_by_name(name, tmp_path):
             {"model": {"type": "WordPiece", "vocab": {}}},
             "is Unigram.*model_type='WordPiece'",
         ),
+        (
+            "xlm_roberta",
+            {"normalizer": {"type": "Lowercase"}},
+            "a normalizer of Precompiled.*'Lowercase'",
+        ),
+        (
+            "xlm_roberta",
+            {"pre_tokenizer": {"type": "WhitespaceSplit"}},
+            "with WhitespaceSplit and Metaspace in its pre_tokenizer",
+        ),
+        (
+            "xlm_roberta",
+            {"pre_tokenizer": METASPACE},
+            "with WhitespaceSplit and Metaspace in its pre_tokenizer",
+        ),
+        (
+            "xlm_roberta",
+            {"model": {"type": "Unigram", "vocab": {"<s>": 0}}},
+            "is Unigram.*vocab is a dict",
+        ),
+        (
+            "albert",
+            {"model": {"type": "Unigram", "vocab": {"<pad>": 0}}},
+            "is Unigram.*vocab is a dict",
+        ),
+        (
+            "albert",
+            {"normalizer": {"type": "Lowercase"}},
+            r"both double quotes.*\['Lowercase'\]",
+        ),
+        (
+            "bert_teacher",
+            {
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [{"type": "BertNormalizer"}] * 2,
+                }
+            },
+            "with each step once",
+        ),
         ("albert", {"pre_tokenizer": {"type": "Digits"}}, "'Digits'"),
         ("albert", {"model": {"type": "WordPiece", "vocab": {}}}, "is Unigram"),
         ("roberta_teacher", {"model": {"type": "WordPiece"}}, "is BPE"),
@@ -495,6 +538,34 @@ def test_a_generic_tokenizer_class_follows_its_normalizer(tmp_path):
     settings = {"tokenizer_class": "TokenizersBackend", "do_lower_case": False}
     edit_json(directory / "tokenizer_config.json", settings)
     assert load_tokenizer(directory).lowercase
+
+
+def test_a_generic_class_of_albert_follows_its_normalizer(tmp_path):
+    directory = copy_of("albert", tmp_path)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False}
+    edit_json(directory / "tokenizer_config.json", settings)
+    texts = ["The Quick", "the quick", "``the''", '"the"']
+    upper, lower, quoted, plain = token_ids(load_tokenizer(directory), texts)
+    assert upper == lower
+    assert quoted == plain
+    # Without a normalizer, nothing is cleaned.
+    edit_json(directory / "tokenizer.json", {"normalizer": None})
+    upper, lower, quoted, plain = token_ids(load_tokenizer(directory), texts)
+    assert upper != lower
+    assert quoted != plain
+
+
+@pytest.mark.parametrize("name", ["xlm_roberta", "albert"])
+def test_white_space_splits_words_where_the_pre_tokenizer_says_so(name, tmp_path):
+    directory = copy_of(name, tmp_path)
+    texts = ["the fox", "the\tfox"]
+    space, tab = token_ids(load_tokenizer(directory), texts)
+    assert space == tab
+    joined = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    fields = {"pre_tokenizer": METASPACE, "normalizer": joined}
+    edit_json(directory / "tokenizer.json", fields)
+    space, tab = token_ids(load_tokenizer(directory), texts)
+    assert space != tab
 
 
 def test_bert_over_the_vocabulary_of_xlm_roberta_needs_no_class(tmp_path):

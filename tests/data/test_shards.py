@@ -260,6 +260,8 @@ def test_missing_manifest_is_named(tmp_path):
         ('"version": 1', '"version": 2', "it is not of the format"),
         ('"num_examples": 100', '"num_examples": 101', "its counts for 'train'"),
         ('"sequence_length"', '"sequense_length"', "unexpected keyword"),
+        ('"name": "', '"name": "../other/', "it names '../other/train-"),
+        ('"name": "', '"name": "/', "it names '/train-"),
         ("{", "", "Extra data"),
     ],
 )

@@ -51,12 +51,7 @@ _EXPECTED_STEPS = {
     "Unigram": {
         "normalizer": [
             {"type": "Precompiled"},
-            {"type": "NFKD"},
-            {"type": "StripAccents"},
-            {"type": "Lowercase"},
             {"type": "Strip"},
-            {"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
-            {"type": "Replace", "pattern": {"String": "''"}, "content": '"'},
             {"type": "Replace", "pattern": {"Regex": " {2,}"}},
         ],
         "pre_tokenizer": [
@@ -72,6 +67,14 @@ _EXPECTED_STEPS = {
         "model": {"byte_fallback": False},
     },
 }
+# Further steps of ALBERT's normalizer.
+_ALBERT_CLEANING = [
+    {"type": "NFKD"},
+    {"type": "StripAccents"},
+    {"type": "Lowercase"},
+    {"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
+    {"type": "Replace", "pattern": {"String": "''"}, "content": '"'},
+]
 
 # What reading a vocabulary of another form than expected raises.
 _MALFORMED = (
@@ -124,7 +127,7 @@ def load_hugging_face_tokenizer(preset, config, saved):
             # Versions before 0.9 of `tokenizers` write no type.
             if model.get("type", kind) != kind:
                 raise preset_error(preset, rule, model_type=model["type"])
-            _check_steps(preset, saved, kind, rule)
+            _check_steps(preset, saved, tokenizer_class, kind, rule)
         _check_added_tokens(preset, settings, saved, tokenizer_class)
         settings_count = saved is None or not is_generic
         arguments = build(preset, settings, saved, settings_count)
@@ -152,12 +155,14 @@ def _has_xlm_roberta_pieces(preset, saved):
     return [piece[0] for piece in pieces[:4] if piece] == _XLM_R_START
 
 
-def _check_steps(preset, saved, kind, rule):
+def _check_steps(preset, saved, tokenizer_class, kind, rule):
     """Refuses a tokenizer.json with other steps than those that are computed."""
     expected = _EXPECTED_STEPS[kind]
     for name in ("normalizer", "pre_tokenizer"):
         steps = _steps(saved.get(name))
         known = expected[name]
+        if name == "normalizer" and tokenizer_class is keras_hub.models.AlbertTokenizer:
+            known = [*known, *_ALBERT_CLEANING]
         # A normalizer of byte pairs or SentencePiece may be missing, no other step.
         if not steps and (name == "pre_tokenizer" or kind == "WordPiece"):
             steps = [{"type": None}]
@@ -169,12 +174,50 @@ def _check_steps(preset, saved, kind, rule):
                     f"{rule}, with a {name} of {names or 'none'} as its family has it",
                     **{name: _shortened(step)},
                 )
+    if kind == "Unigram":
+        _check_complete(preset, saved, rule)
+    elif max(len(_types(saved, name)) for name in ("normalizer", "pre_tokenizer")) > 1:
+        raise preset_error(preset, f"{rule}, with each step once")
     model = saved["model"]
     for name, value in expected["model"].items():
         if (model.get(name) or value) != value:
             raise preset_error(
                 preset, f"{rule}, with {name}={value!r}", **{name: model[name]}
             )
+
+
+def _check_complete(preset, saved, rule):
+    """Refuses steps of a unigram model without those that belong to them."""
+    pre_tokenizer = _types(saved, "pre_tokenizer")
+    # Spaces in a row count as one, as in the model that is built.
+    joins = any(
+        "Regex" in step.get("pattern", {}) for step in _steps(saved.get("normalizer"))
+    )
+    if "Metaspace" not in pre_tokenizer or not (joins or len(pre_tokenizer) > 1):
+        raise preset_error(
+            preset,
+            f"{rule}, with WhitespaceSplit and Metaspace in its pre_tokenizer",
+            pre_tokenizer=pre_tokenizer,
+        )
+    cleaning = _albert_cleaning(saved)
+    quotes = cleaning.count("Replace") == 2
+    accents = ("NFKD" in cleaning) == ("StripAccents" in cleaning)
+    if cleaning and not (quotes and accents):
+        raise preset_error(
+            preset,
+            f"{rule}, with a normalizer that replaces both double quotes and has NFKD "
+            "and StripAccents, or neither",
+            normalizer=_types(saved, "normalizer"),
+        )
+
+
+def _albert_cleaning(saved):
+    """Types of the steps of ALBERT's text cleaning in a normalizer."""
+    return [
+        step["type"]
+        for step in _steps(saved.get("normalizer"))
+        if any(_is_step(step, known) for known in _ALBERT_CLEANING)
+    ]
 
 
 def _is_step(step, expected):
@@ -240,13 +283,18 @@ def _added_tokens(saved):
     return {token["id"]: token for token in saved.get("added_tokens", [])}
 
 
+def _types(saved, name):
+    """The types of the steps of a part of tokenizer.json."""
+    return [step["type"] for step in _steps(saved.get(name))]
+
+
 def _steps(part):
     """The steps of a part of tokenizer.json, nested sequences laid flat."""
     if part is None:
         return []
     if part["type"] == "Sequence":
-        nested = part.get("normalizers") or part["pretokenizers"]
-        return [step for inner in nested for step in _steps(inner)]
+        name = "normalizers" if "normalizers" in part else "pretokenizers"
+        return [step for inner in part[name] for step in _steps(inner)]
     return [part]
 
 
@@ -319,12 +367,22 @@ def _byte_pair_arguments(preset, settings, saved, settings_count):
     }
 
 
+def _scored_pieces(saved):
+    """The pieces of a unigram model in tokenizer.json, each with its score."""
+    pieces = saved["model"]["vocab"]
+    if not isinstance(pieces, list):
+        raise TypeError(f"vocab is a {type(pieces).__name__}, and no list of pairs")
+    return [(piece[0], piece[1]) for piece in pieces]
+
+
 def _charsmap(saved):
     """The normalization table of a SentencePiece model in tokenizer.json."""
     for step in _steps(saved.get("normalizer")):
         if step["type"] == "Precompiled":
             return base64.b64decode(step["precompiled_charsmap"])
-    return spm.whitespace_charsmap()
+    if "WhitespaceSplit" in _types(saved, "pre_tokenizer"):
+        return spm.whitespace_charsmap()
+    return b""
 
 
 def _xlm_roberta_arguments(preset, settings, saved, settings_count):
@@ -332,7 +390,7 @@ def _xlm_roberta_arguments(preset, settings, saved, settings_count):
     if saved is None:
         model = spm.read_model(_require(preset, "sentencepiece.bpe.model"))
         return {"proto": model.SerializeToString()}
-    vocabulary = saved["model"]["vocab"]
+    vocabulary = _scored_pieces(saved)
     names = [piece for piece, _ in vocabulary]
     # XLMRobertaTokenizer knows these five by their places and has no others.
     if names[:4] != _XLM_R_START or names[-1] != "<mask>":
@@ -364,7 +422,7 @@ def _albert_arguments(preset, settings, saved, settings_count):
             _discourage_number_commas(model)
         steps = {"Lowercase", "StripAccents"}
     else:
-        vocabulary = saved["model"]["vocab"]
+        vocabulary = _scored_pieces(saved)
         kinds = dict.fromkeys(_added_tokens(saved), spm.CONTROL)
         if max(kinds, default=0) >= len(vocabulary):
             raise preset_error(preset, "hold a vocabulary without added tokens")
@@ -383,15 +441,17 @@ def _albert_arguments(preset, settings, saved, settings_count):
             eos_id=-1,
             pad_id=names.index("<pad>") if "<pad>" in names else -1,
         )
-        steps = {step["type"] for step in _steps(saved.get("normalizer"))}
+        steps = _albert_cleaning(saved)
+    if not settings_count:
+        settings = {}
     table = model.normalizer_spec.precompiled_charsmap
+    lowercase = settings.get("do_lower_case", "Lowercase" in steps)
+    strip_accents = not settings.get("keep_accents", "StripAccents" not in steps)
     # The table of an exported tokenizer is all the cleaning there is.
-    if steps == {"Precompiled"} or spm.is_folded(table):
+    if spm.is_folded(table) or not (steps or lowercase or strip_accents):
         return {"proto": model.SerializeToString()}
     model.normalizer_spec.precompiled_charsmap = spm.folded_charsmap(
-        table,
-        lowercase=settings.get("do_lower_case", "Lowercase" in steps),
-        strip_accents=not settings.get("keep_accents", "StripAccents" not in steps),
+        table, lowercase=lowercase, strip_accents=strip_accents
     )
     return {"proto": model.SerializeToString()}
 
