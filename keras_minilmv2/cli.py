@@ -78,6 +78,10 @@ def main(arguments=None):
     return 0
 
 
+# Lines of an error of TensorFlow that come before what went wrong.
+_OF_GRAPH = ("Graph execution error", "Detected at node")
+
+
 def _message_and_code(error):
     """One line for an error, and the exit code."""
     import tensorflow as tf
@@ -89,8 +93,9 @@ def _message_and_code(error):
         return text, 1
     name = type(error).__name__
     if isinstance(error, tf.errors.OpError):
-        # The rest of the message is the graph that it happened in.
-        lines = error.message.strip().splitlines() or [name]
+        # The rest of the message is the graph that it happened in, and where.
+        lines = [line for line in error.message.splitlines() if line[:1].strip(" \t<")]
+        lines = [line for line in lines if not line.startswith(_OF_GRAPH)] or [name]
         return f"TensorFlow refused the input or ran out of a resource: {lines[0]}", 2
     if isinstance(error, MemoryError):
         return f"The memory of this machine is too small. {text}".rstrip(), 2

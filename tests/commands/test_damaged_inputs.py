@@ -214,10 +214,25 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
         load_backbone(out)
 
 
+# As a function that looks up an embedding raises it.
+GRAPH_ERROR = """Graph execution error:
+
+Detected at node Gather defined at (most recent call last):
+  File "text.py", line 5, in look_up
+
+indices[1] = 60000 is not in [0, 2)
+\t [[{{node Gather}}]] [Op:__inference_look_up_10]"""
+
+
 @pytest.mark.parametrize(
     ("error", "message", "code"),
     [
         (tf.errors.ResourceExhaustedError(None, None, "full\nnodes"), "full", 2),
+        (
+            tf.errors.InvalidArgumentError(None, None, GRAPH_ERROR),
+            "indices[1] = 60000 is not in [0, 2)",
+            2,
+        ),
         (MemoryError(), "The memory of this machine is too small.", 2),
         (KeyError("x"), "KeyError: 'x' (--traceback shows where)", 1),
         (ValueError(), "ValueError: no message (--traceback shows where)", 1),
