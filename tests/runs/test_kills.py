@@ -60,7 +60,11 @@ def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path)
     places = {
         "teacher": make_teacher(tmp_path / "teacher"),
         "wide": make_teacher(
-            tmp_path / "wide", num_heads=12, hidden_dim=192, max_sequence_length=128
+            tmp_path / "wide",
+            num_heads=12,
+            hidden_dim=192,
+            intermediate_dim=768,
+            max_sequence_length=128,
         ),
         "data": write_task(tmp_path / "data"),
         "tuned": tmp_path / "tuned",
