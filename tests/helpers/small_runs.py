@@ -1,5 +1,6 @@
 """A small teacher, its text and its recipe, for runs that take seconds."""
 
+import keras
 import keras_hub
 import numpy as np
 
@@ -35,6 +36,17 @@ def make_teacher(path, **sizes):
             variable.assign(generator.normal(scale=0.5, size=variable.shape))
     backbone.save_to_preset(str(path))
     tokenizer.save_to_preset(str(path))
+    return path
+
+
+def make_masked_model(path, **sizes):
+    """The same with a masked-token head, as `pretrain` writes it."""
+    make_teacher(path, **sizes)
+    backbone = keras_hub.models.BertBackbone.from_preset(str(path))
+    tokenizer = keras_hub.models.BertTokenizer.from_preset(str(path))
+    preprocessor = keras_hub.models.BertMaskedLMPreprocessor(tokenizer)
+    keras.utils.set_random_seed(0)
+    keras_hub.models.BertMaskedLM(backbone, preprocessor).save_to_preset(str(path))
     return path
 
 
