@@ -43,6 +43,8 @@ class Family:
         name: str. The name used in messages and reports.
         backbone_class: the keras-nlp backbone class.
         tokenizer_class: the keras-nlp tokenizer class.
+        masked_lm_class: the keras-nlp model with a head for masked tokens, or None.
+        masked_lm_gelu: str. The GELU of that head, named as `gelu` is.
         vocabulary_argument: str. What the backbone class calls its vocabulary size.
         has_segments: bool. Whether the backbone has a segment embedding and reads
             `segment_ids`.
@@ -82,6 +84,8 @@ class Family:
     name: str
     backbone_class: type
     tokenizer_class: type
+    masked_lm_class: type | None
+    masked_lm_gelu: str = "gelu"
     vocabulary_argument: str = "vocabulary_size"
     has_segments: bool = False
     has_pooler: bool = False
@@ -117,6 +121,7 @@ FAMILIES = (
         name="BERT",
         backbone_class=keras_hub.models.BertBackbone,
         tokenizer_class=keras_hub.models.BertTokenizer,
+        masked_lm_class=keras_hub.models.BertMaskedLM,
         has_segments=True,
         has_pooler=True,
         large_teacher_layer=21,
@@ -132,6 +137,7 @@ FAMILIES = (
         name="XLM-R",
         backbone_class=keras_hub.models.XLMRobertaBackbone,
         tokenizer_class=keras_hub.models.XLMRobertaTokenizer,
+        masked_lm_class=keras_hub.models.XLMRobertaMaskedLM,
         num_padding_positions=2,
         num_separators=2,
         second_segment=0,
@@ -150,6 +156,7 @@ FAMILIES = (
         name="RoBERTa",
         backbone_class=keras_hub.models.RobertaBackbone,
         tokenizer_class=keras_hub.models.RobertaTokenizer,
+        masked_lm_class=keras_hub.models.RobertaMaskedLM,
         num_padding_positions=2,
         num_separators=2,
         second_segment=0,
@@ -168,6 +175,8 @@ FAMILIES = (
         name="ALBERT",
         backbone_class=keras_hub.models.AlbertBackbone,
         tokenizer_class=keras_hub.models.AlbertTokenizer,
+        masked_lm_class=keras_hub.models.AlbertMaskedLM,
+        masked_lm_gelu="gelu_pytorch_tanh",
         has_segments=True,
         has_pooler=True,
         has_embedding_dim=True,
@@ -194,6 +203,7 @@ FAMILIES = (
         name="DistilBERT",
         backbone_class=keras_hub.models.DistilBertBackbone,
         tokenizer_class=keras_hub.models.DistilBertTokenizer,
+        masked_lm_class=keras_hub.models.DistilBertMaskedLM,
         model_type="distilbert",
         transformers_prefix="DistilBert",
         scope="distilbert.",
@@ -222,6 +232,7 @@ FAMILIES = (
         name="ELECTRA",
         backbone_class=keras_hub.models.ElectraBackbone,
         tokenizer_class=keras_hub.models.ElectraTokenizer,
+        masked_lm_class=None,
         vocabulary_argument="vocab_size",
         has_segments=True,
         has_pooler=True,

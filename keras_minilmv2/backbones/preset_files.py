@@ -134,6 +134,16 @@ def read_json(preset, name):
     return content
 
 
+def is_masked_lm(preset):
+    """Whether a preset holds a `keras_hub.models.MaskedLM`.
+
+    Raises:
+        TypeError, ValueError: as `check_preset` and `read_json`.
+    """
+    task = read_json(check_preset(preset), "task.json") or {}
+    return str(task.get("registered_name")).endswith("MaskedLM")
+
+
 def check_file_names(preset, index, names):
     """Refuses an index of weight files that names files elsewhere.
 

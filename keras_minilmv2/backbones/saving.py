@@ -23,7 +23,8 @@ def save_student(student, tokenizer, path, overwrite=True):
     temporary directory and renamed.
 
     Args:
-        student: a keras-nlp backbone.
+        student: a keras-nlp backbone, or a model of one, such as
+            `keras_hub.models.MaskedLM`, which `load_backbone` reads the encoder of.
         tokenizer: a keras-nlp tokenizer, or None to save the backbone alone.
         path: str or path of the directory.
         overwrite: bool. Whether an existing directory is replaced.

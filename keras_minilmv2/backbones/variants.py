@@ -28,7 +28,7 @@ from keras_minilmv2.utils.checks import check_choice, check_number
 from keras_minilmv2.utils.files import write_json
 
 # The two forms by transformers' names for them.
-_GELUS = {"gelu": keras.activations.gelu, "gelu_pytorch_tanh": gelu_approximate}
+GELUS = {"gelu": keras.activations.gelu, "gelu_pytorch_tanh": gelu_approximate}
 # The entry in a preset's config.json.
 ENTRY = "keras_minilmv2"
 
@@ -50,7 +50,7 @@ class Variant:
     layer_norm_epsilon: float
 
     def __post_init__(self):
-        check_choice(_GELUS, gelu=self.gelu)
+        check_choice(GELUS, gelu=self.gelu)
         check_number(above=0, below=1, layer_norm_epsilon=self.layer_norm_epsilon)
 
 
@@ -72,7 +72,7 @@ def set_variant(backbone, variant):
     """
     backbone.embeddings_layer_norm.epsilon = variant.layer_norm_epsilon
     for block, _ in block_calls(backbone):
-        activation = _GELUS[variant.gelu]
+        activation = GELUS[variant.gelu]
         block.activation = block._feedforward_intermediate_dense.activation = activation
         block.layer_norm_epsilon = variant.layer_norm_epsilon
         for norm in (block._self_attention_layer_norm, block._feedforward_layer_norm):

@@ -1,12 +1,22 @@
 """Pre-training by masked language modelling, without a teacher."""
 
+from pathlib import Path
+
 import keras
 import keras_hub
 import numpy as np
 from keras import ops
 
+from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.precision import look_up_before_casting
+from keras_minilmv2.backbones.preset_files import (
+    first_line,
+    is_masked_lm,
+    preset_error,
+)
 from keras_minilmv2.backbones.projections import block_calls, hidden_states_model
+from keras_minilmv2.backbones.variants import GELUS, rebuild
 from keras_minilmv2.distillation.trainer import StudentTrainer
 
 MASK_SHARE = 0.15
@@ -22,7 +32,9 @@ class MaskedTokenTrainer(StudentTrainer):
     then the mean over sequences. C is 15% of a sequence's tokens, without special ones,
     drawn anew in every step: 80% of them become the mask token, 10% any token, 10%
     stay. The head over the student, `keras_hub.layers.MaskedLMHead` with the student's
-    token embedding, is trained along and is no part of the student.
+    token embedding, is trained along. It is no part of the student; `save` writes both
+    as a `keras_hub.models.MaskedLM`, ELECTRA's student alone, for which keras-hub has
+    no such model.
 
     A baseline: what the same student learns from the same text alone. `evaluate`
     masks the same tokens each time. Metrics: `loss`, in nats, and `accuracy`. Trains
@@ -66,7 +78,7 @@ class MaskedTokenTrainer(StudentTrainer):
         self._begins_word = begins_word(tokenizer) if whole_words else None
         self.head = keras_hub.layers.MaskedLMHead(
             token_embedding=student.token_embedding,
-            intermediate_activation=keras.activations.gelu,
+            intermediate_activation=GELUS[family_of(student).masked_lm_gelu],
             kernel_initializer=keras.initializers.TruncatedNormal(0.0, 0.02, seed),
             dtype=self.dtype_policy,
             name="masked_lm_head",
@@ -85,6 +97,21 @@ class MaskedTokenTrainer(StudentTrainer):
             )
         }
         return list(unique.values())
+
+    @property
+    def model_to_save(self):
+        """The student under its head, a `keras_hub.models.MaskedLM`."""
+        masked_lm_class = family_of(self.student).masked_lm_class
+        if masked_lm_class is None:
+            return self.student
+        student, policy = self.student, self.student.dtype_policy
+        if policy.variable_dtype != policy.compute_dtype:
+            # keras-hub 0.32 cannot load a task of mixed precision.
+            student = rebuild(student, dtype=policy.variable_dtype)
+            student.set_weights(self.student.get_weights())
+        model = masked_lm_class(backbone=student)
+        model.masked_lm_head.set_weights(self.head.get_weights())
+        return model
 
     def _targets(self, inputs, training):
         return self._masked(inputs, [self.seed_generator] * 3 if training else range(3))
@@ -158,6 +185,43 @@ class MaskedTokenTrainer(StudentTrainer):
         )
         accuracy = ops.sum(share * ops.cast(right, "float32"), axis=-1)
         return ops.sum(share * losses, axis=-1), {"accuracy": accuracy}
+
+
+def load_masked_token_trainer(path, whole_words=False, seed=0, dtype=None):
+    """Loads a student and its trained head, as `pretrain` writes them.
+
+    Args:
+        path: str or path. A preset of a `keras_hub.models.MaskedLM`.
+        whole_words: bool, as for `MaskedTokenTrainer`.
+        seed: int, of the choice of tokens.
+        dtype: str or `keras.DTypePolicy`, as for `load_backbone`.
+
+    Returns:
+        `MaskedTokenTrainer`, to be compiled before it is trained or evaluated.
+
+    Raises:
+        ValueError: if there is no head, or something cannot be read.
+    """
+    if not is_masked_lm(path):
+        raise preset_error(
+            path,
+            "have a head for masked tokens, a task.json of a MaskedLM as `pretrain` "
+            "writes it",
+        )
+    student = load_backbone(path, dtype=dtype)
+    trainer = MaskedTokenTrainer(student, load_tokenizer(path), whole_words, seed)
+    model = trainer.model_to_save
+    try:
+        model.load_task_weights(str(Path(path, "task.weights.h5")))
+    except Exception as error:
+        # keras and h5py raise OSError, KeyError, ValueError and TypeError here.
+        raise preset_error(
+            path,
+            "hold a task.weights.h5 that can be read and fits its task.json",
+            error=first_line(error),
+        ) from error
+    trainer.head.set_weights(model.masked_lm_head.get_weights())
+    return trainer
 
 
 def special_token_ids(tokenizer):

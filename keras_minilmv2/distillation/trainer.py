@@ -241,14 +241,19 @@ class StudentTrainer(Steps, keras.Model):
         return self.student(self._inputs(inputs), training=training)
 
     def save(self, filepath, overwrite=True, **kwargs):
-        """Saves the student, and nothing else, as a keras-nlp preset directory.
+        """Saves `model_to_save`, and nothing else, as a keras-nlp preset directory.
 
         Args:
             filepath: str or path. A directory.
             overwrite: bool. Whether an existing directory is replaced.
             **kwargs: ignored. Callbacks pass options of `keras.Model.save`.
         """
-        save_student(self.student, None, filepath, overwrite=overwrite)
+        save_student(self.model_to_save, None, filepath, overwrite=overwrite)
+
+    @property
+    def model_to_save(self):
+        """The student, or a keras-nlp model that holds it."""
+        return self.student
 
     @property
     def _scales_loss(self):

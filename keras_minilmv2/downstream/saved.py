@@ -10,6 +10,7 @@ from keras_minilmv2.backbones.loading import (
     load_backbone,
     load_tokenizer,
 )
+from keras_minilmv2.backbones.preset_files import is_masked_lm
 from keras_minilmv2.downstream import span_model
 from keras_minilmv2.downstream.classifiers import text_preprocessor
 from keras_minilmv2.downstream.registry import TASKS
@@ -116,7 +117,8 @@ def _find(path):
     path = Path(path).expanduser()
     for directory in (path, path / "model"):
         for marker, load in _LOADERS.items():
-            if (directory / marker).is_file():
+            # An encoder under a head for masked tokens is an encoder.
+            if (directory / marker).is_file() and not is_masked_lm(directory):
                 return directory, load
     return None, None
 

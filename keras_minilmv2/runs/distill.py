@@ -200,7 +200,7 @@ def distill(recipe, output_dir, overwrite=False, progress_stream=None, log=print
                 finished=state.finished,
             )
             if chief:
-                _finish(run, directory, state, log)
+                _finish(run, directory, train, log)
     return run
 
 
@@ -321,16 +321,21 @@ class _Training:
         if run.recipe.keep_every is not None and step % run.recipe.keep_every == 0:
             paths.append(run.output_dir / "kept" / f"step-{step:08}")
         for path in paths:
-            save_student(run.student, run.tokenizer, path)
+            self.save_student(path)
         _save_history(run)
 
+    def save_student(self, path):
+        """Writes the student as it is."""
+        save_student(self.distiller.model_to_save, self.run.tokenizer, path)
 
-def _finish(run, directory, state, log):
+
+def _finish(run, directory, train, log):
     recipe, output_dir = run.recipe, run.output_dir
+    state = train.state
     if state.diverged_step is not None:
         kept = "no student later than that of the last evaluation is kept"
         if state.last_good_step is not None:
-            save_student(run.student, run.tokenizer, output_dir / "student")
+            train.save_student(output_dir / "student")
             kept = (
                 f"the student of step {state.last_good_step} is kept in "
                 f"{output_dir / 'student'}"

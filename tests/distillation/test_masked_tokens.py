@@ -16,9 +16,11 @@ from small_trainers import (
 )
 
 import keras_minilmv2 as km
+from keras_minilmv2.backbones.variants import Variant, set_variant, variant_of
 from keras_minilmv2.distillation.masked_tokens import (
     MaskedTokenTrainer,
     begins_word,
+    load_masked_token_trainer,
     special_token_ids,
 )
 
@@ -209,3 +211,40 @@ def test_mixed_precision_trains():
     dataset = tf.data.Dataset.from_tensors(make_batch()).repeat(5)
     history = trainer.fit(dataset, verbose=0, shuffle=False)
     assert np.isfinite(history.history["loss"][0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_student_and_head_are_saved_and_loaded(dtype, tmp_path):
+    """With the GELU of the student, which is not its class's own."""
+    teacher = make_teacher()
+    set_variant(teacher, Variant("gelu", 1e-6))
+    student = make_student(teacher, dropout=0.0, dtype=dtype)
+    trainer = MaskedTokenTrainer(student, make_tokenizer())
+    trainer.compile(km.adamw(0.01, 1, 5))
+    batch = make_batch(size=8)
+    for _ in range(3):
+        trainer.train_on_batch(batch)
+    data = tf.data.Dataset.from_tensors(batch)
+    loss = trainer.evaluate(data, verbose=0)[0]
+    km.save_student(trainer.model_to_save, make_tokenizer(), tmp_path)
+
+    loaded = load_masked_token_trainer(tmp_path, dtype=dtype)
+    loaded.compile(km.adamw(0.01, 1, 5))
+    assert loaded.evaluate(data, verbose=0)[0] == loss
+    # keras-hub reads the same model; the rest of the package an encoder.
+    model = keras_hub.models.MaskedLM.from_preset(str(tmp_path))
+    assert variant_of(model.backbone) == Variant("gelu", 1e-6)
+    for ours, theirs in zip(
+        (*student.weights, *trainer.head.weights),
+        (*model.backbone.weights, *model.masked_lm_head.weights),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert isinstance(km.load_saved(tmp_path).model, keras_hub.models.BertBackbone)
+
+    (tmp_path / "task.weights.h5").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="hold a task.weights.h5 that can be read"):
+        load_masked_token_trainer(tmp_path)
+    km.save_student(student, make_tokenizer(), tmp_path)
+    with pytest.raises(ValueError, match="have a head for masked tokens"):
+        load_masked_token_trainer(tmp_path)

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from small_runs import assert_same_run, make_recipe, make_teacher
 
+import keras_minilmv2 as km
 from keras_minilmv2 import cli
 from keras_minilmv2.backbones.projections import block_calls
+from keras_minilmv2.distillation.masked_tokens import load_masked_token_trainer
+from keras_minilmv2.runs.distill import distill
+from keras_minilmv2.runs.recipes import load_recipe
 from keras_minilmv2.training.progress import ProgressLine
 
 
@@ -85,6 +89,12 @@ def test_pretrain_is_masked_language_modelling(recipe, tmp_path):
     report = (out / "report.md").read_text()
     assert "masked words" in report
     assert "Held-out masked-token loss" in report
+    # The head is saved beside the encoder: both have the loss that was measured.
+    trained = distill(load_recipe(out / "recipe.json"), out)
+    loaded = load_masked_token_trainer(out / "student", whole_words=True)
+    loaded.compile(km.adamw(0.01, 1, 5))
+    loss = loaded.evaluate(trained.held_out, return_dict=True, verbose=0)["loss"]
+    assert loss == pytest.approx(trained.history.series("held_out_loss")[1][-1])
 
 
 @pytest.mark.slow
