@@ -104,10 +104,16 @@ def coherence(
         ]
     )
     permutations = within_layers(shape, num_permutations, seed)
-    standard = stats.zscore(ranks, axis=-1)
-    correlations = np.mean(standard[0] * standard[1], axis=-1)
+    standard = ranks - ranks.mean(axis=-1, keepdims=True)
+    norms = np.linalg.norm(standard, axis=-1, keepdims=True)
+    # Scores that are all equal correlate with nothing.
+    standard = standard / np.where(norms > 0, norms, 1.0)
+    correlations = np.sum(standard[0] * standard[1], axis=-1)
     permuted = np.array(
-        [np.mean(standard[0] * standard[1][:, order]) for order in permutations]
+        [
+            np.sum(standard[0] * standard[1][:, order]) / len(pairs)
+            for order in permutations
+        ]
     )
     within = [_overlap(ranks[0], ranks[1][:, order]) for order in permutations]
     observed = correlations.mean()

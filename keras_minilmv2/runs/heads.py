@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.preset_files import is_masked_lm
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
 from keras_minilmv2.data.packing import check_packing, corpus_errors, packed_examples
 from keras_minilmv2.data.pipeline import sample
 from keras_minilmv2.data.shards import MANIFEST, PreparedExamples
 from keras_minilmv2.data.text import Corpus
+from keras_minilmv2.distillation.masked_tokens import load_masked_token_trainer
 from keras_minilmv2.downstream.registry import get_trained_task
 from keras_minilmv2.heads.importance import KINDS, HeadImportance, head_importance
 from keras_minilmv2.heads.orders import (
@@ -222,18 +225,29 @@ class Encoder:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with its options and its examples."""
+    """A task with its options and its examples.
+
+    Args:
+        task: `Task`.
+        train_examples: as `Task.load` gives them.
+        dev_examples: likewise.
+        read: dict of the features of both by the identity of a tokenizer.
+    """
 
     task: object
     train_examples: object
     dev_examples: object
+    read: dict = field(default_factory=dict)
 
     def features(self, encoder):
         """The features of both splits as an encoder reads them."""
-        return tuple(
-            self.task.features(examples, encoder.backbone, encoder.tokenizer)
-            for examples in (self.train_examples, self.dev_examples)
-        )
+        key = id(encoder.tokenizer)
+        if key not in self.read:
+            self.read[key] = tuple(
+                self.task.features(examples, encoder.backbone, encoder.tokenizer)
+                for examples in (self.train_examples, self.dev_examples)
+            )
+        return self.read[key]
 
 
 def study_heads(
@@ -372,22 +386,11 @@ def _prepare(model, settings, tasks, corpus, students, data_dir, tfds_data_dir):
 
 
 def load_encoder(path):
-    """An encoder with its tokenizer, and the trainer of its head where it has one."""
-    import keras_hub
-
-    from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-    from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
-
-    backbone, tokenizer = load_backbone(path), load_tokenizer(path)
-    if not (Path(path) / "task.json").is_file():
-        return Encoder(backbone, tokenizer)
-    task = keras_hub.models.MaskedLM.from_preset(str(path))
-    trainer = MaskedTokenTrainer(task.backbone, tokenizer)
-    for ours, theirs in zip(
-        trainer.head.weights, task.masked_lm_head.weights, strict=True
-    ):
-        ours.assign(theirs)
-    return Encoder(task.backbone, tokenizer, trainer)
+    """An `Encoder`, with the trainer of its head where it has one."""
+    if not is_masked_lm(path):
+        return Encoder(load_backbone(path), load_tokenizer(path))
+    trainer = load_masked_token_trainer(path)
+    return Encoder(trainer.student, load_tokenizer(path), trainer)
 
 
 def _named_students(paths):

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from keras_minilmv2.backbones.pruned import layer_counts
 from keras_minilmv2.heads.pictures import (
     curves_picture,
     importance_heat_maps,
@@ -134,7 +135,14 @@ class Numbers:
         """Loss on pre-training above the whole encoder's, nats, or None."""
         if encoder == WHOLE:
             return 0.0
-        loss = self._result(encoder, PRETRAINING, seed).metrics["loss"]
+        cell = StudyCell(encoder, PRETRAINING, seed)
+        if cell not in self.study.results:
+            # Scored before fine-tuning alone.
+            curve = self.curves[self.settings.order]
+            share = float(encoder.partition(" ")[2])
+            loss = float(curve.mean[np.abs(curve.shares - share).argmin()])
+        else:
+            loss = self.study.results[cell].metrics["loss"]
         return None if loss is None else loss - self.loss
 
     def losses(self, encoder):
@@ -167,21 +175,11 @@ class Numbers:
     def _points(self, task, when):
         """Losses given up `(points,)` and scores `(runs, points)` of these encoders."""
         encoders = self.encoders(when)
-        losses = [
-            self.given_up(name)
-            if StudyCell(name, PRETRAINING, 0) in self.study.results
-            else self._loss_of_curve(name) - self.loss
-            for name in encoders
-        ]
+        losses = [self.given_up(name) for name in encoders]
         scores = [self.scores(name, task, when) for name in encoders]
         missing = np.full(len(self.seeds), np.nan)
         scores = np.array([missing if s is None else s for s in scores]).T
         return np.array(losses), scores[np.isfinite(scores).all(axis=1)]
-
-    def _loss_of_curve(self, encoder):
-        curve = self.curves[self.settings.order]
-        share = float(encoder.partition(" ")[2])
-        return float(curve.mean[np.abs(curve.shares - share).argmin()])
 
     def _deduction(self, task, when):
         losses, scores = self._points(task, when)
@@ -192,6 +190,7 @@ class Numbers:
         row = {
             "task": task,
             "share": share,
+            "share, random": self._share_removed(by_chance),
             "loss, importance": self.given_up(by_importance),
             "loss, random": float(self.losses(by_chance).mean()),
         }
@@ -203,6 +202,15 @@ class Numbers:
                 if both.any():
                     row[when] = paired_difference(pair[0][both], pair[1][both])
         return row
+
+    def _share_removed(self, encoder):
+        """Mean over seeds, of random heads."""
+        total = sum(layer_counts(self.study.whole.backbone)[0])
+        kept = [
+            self._result(encoder, PRETRAINING, seed).metrics["heads"]
+            for seed in self.seeds
+        ]
+        return float(1 - np.mean(kept) / total)
 
     def _statistics(self, loss):
         """`GateStatistics` of a loss, one for each run that did not diverge."""
@@ -314,10 +322,10 @@ def _of_pretraining(numbers):
     point = int(np.abs(curve.shares - 0.5).argmin())
     ours, theirs = curve.mean[point], random.mean[point]
     low, high = (bound[point] for bound in random.band())
-    share = f"{100 * curve.shares[point]:.0f}%"
     text = (
-        f"Without the {share} of the heads that matter least the loss is "
-        f"{ours - numbers.loss:.3f} higher, at random {theirs - numbers.loss:.3f}"
+        f"Removing {100 * curve.shares[point]:.0f}% of the heads by importance changes "
+        f"the loss by {ours - numbers.loss:+.3f}, at random by "
+        f"{theirs - numbers.loss:+.3f}"
     )
     if not np.isfinite(low):
         yield f"{text} (a single order, no interval)."
@@ -333,24 +341,28 @@ def _of_coherence(numbers):
         "between tasks": lambda a, b: PRETRAINING != a != b,
         "between two seeds of one task": lambda a, b: a == b,
     }
-    means = {}
     for name, belongs in groups.items():
         found = [c for pair, c in numbers.coherences.items() if belongs(*pair)]
         if not found:
             continue
+        text = (
+            f"Rank correlation of importance {name}: "
+            f"{np.mean([each.spearman for each in found]):.2f}"
+        )
         corrected = [each.corrected for each in found if each.corrected is not None]
-        means[name] = np.mean([each.spearman for each in found])
-        text = f"Rank correlation of importance {name}: {means[name]:.2f}"
         if corrected:
             text += f" ({np.mean(corrected):.2f} corrected for reliability)"
         above = sum(each.p_value < 0.05 for each in found)
         yield f"{text}; within layers beyond chance in {above} of {len(found)}."
-    pretraining, _, ceiling = (means.get(name) for name in groups)
-    if pretraining is not None and ceiling is not None:
-        relation = "below" if pretraining < ceiling else "not below"
+    lower = [
+        numbers.coherences[PRETRAINING, task].spearman < ceiling.spearman
+        for (task, other), ceiling in numbers.coherences.items()
+        if task == other
+    ]
+    if lower:
         yield (
-            "What pre-training says of the heads of a task is "
-            f"{relation} the ceiling that two seeds of a task set."
+            "Pre-training ranks the heads less like a task than another seed of the "
+            f"task does in {sum(lower)} of {len(lower)} tasks."
         )
 
 
@@ -449,7 +461,9 @@ def _add_tables(report, numbers):
     report.table(
         "coherence",
         [_coherence_row(numbers, *pair, c) for pair, c in numbers.coherences.items()],
-        dict.fromkeys(("Spearman", "corrected", "top quarter", "by chance"), _short)
+        dict.fromkeys(
+            ("Spearman", "corrected", "top quarter", "by chance"), "{:.2f}".format
+        )
         | {"p within layers": "{:.4f}".format},
     )
     report.values(
@@ -487,7 +501,16 @@ def _add_tables(report, numbers):
         report.table(
             "control",
             [_control_row(numbers, row) for row in numbers.controls],
-            {"share": "{:g}".format},
+            {
+                "share": "{:g}".format,
+                "share, random": "{:.2f}".format,
+                **dict.fromkeys(("loss, importance", "loss, random"), _LOSS),
+                **{
+                    f"{when}{bound}": _points
+                    for when in ("before", "after")
+                    for bound in ("", ", from", ", to")
+                },
+            },
         )
     for task in numbers.study.tasks:
         report.text(
@@ -516,39 +539,27 @@ def _coherence_row(numbers, one, other, found):
 
 
 def _control_row(numbers, row):
-    cells = {
-        "task": numbers.title(row["task"]),
-        "share": row["share"],
-        "loss, importance": row["loss, importance"],
-        "loss, random": row["loss, random"],
-    }
+    cells = {**row, "task": numbers.title(row["task"])}
     for when in ("before", "after"):
-        cells[when] = None if row[when] is None else _interval(row[when])
+        found = cells.pop(when)
+        for name, bound in (("mean", ""), ("lower", ", from"), ("upper", ", to")):
+            cells[when + bound] = None if found is None else getattr(found, name)
     return cells
-
-
-def _interval(difference):
-    text = f"{100 * difference.mean:+.2f}"
-    if difference.lower is None:
-        return text
-    return f"{text} ({100 * difference.lower:+.2f} to {100 * difference.upper:+.2f})"
 
 
 def _score_rows(numbers, task):
     """A row for each encoder."""
     study = numbers.study
     random = [f"random {share:g}" for share in study.settings.pruned_shares]
-    names = [*dict.fromkeys(numbers.encoders("before")), *random, *study.others]
-    for name in names:
-        tuned = name in (*numbers.encoders("after"), *random, *study.others)
-        row = {"encoder": name, "given up": None}
-        if tuned:
-            losses = numbers.losses(name)
-            row["given up"] = None if losses is None else float(losses.mean())
-        else:
-            row["given up"] = numbers._loss_of_curve(name) - numbers.loss
+    tuned = (*numbers.encoders("after"), *random, *study.others)
+    for name in (*numbers.encoders("before"), *random, *study.others):
+        losses = numbers.losses(name)
+        row = {
+            "encoder": name,
+            "given up": None if losses is None else float(losses.mean()),
+        }
         for when, mark in (("before", "±"), ("after", "± ")):
-            known = when == "before" or tuned
+            known = when == "before" or name in tuned
             scores = numbers.scores(name, task, when) if known else None
             row[when] = None if scores is None else float(np.nanmean(scores))
             row[mark] = None if scores is None else _finite(_deviation(scores))
@@ -571,5 +582,5 @@ def _finite(value):
     return float(value) if np.isfinite(value) else None
 
 
-def _short(value):
-    return f"{value:.2f}"
+def _points(value):
+    return f"{100 * value:+.2f}"
