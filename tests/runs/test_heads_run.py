@@ -185,8 +185,8 @@ def test_a_study_that_was_ended_goes_on_and_takes_further_seeds(
         run_study(places, out)
     first = list(made_up)
     monkeypatch.setattr(Study, "run", full)
-    study, lines = run_study(places, out)
-    assert not (out / "report.md").read_text() == ""
+    study, _ = run_study(places, out)
+    assert (out / "report.md").is_file()
     assert made_up == study.cells()
     assert made_up[:9] == first
     _, lines = run_study(places, out)
@@ -211,7 +211,7 @@ def test_a_run_that_diverged_is_left_out(places, made_up, tmp_path, monkeypatch)
         return result, model
 
     monkeypatch.setattr(Study, "run", diverges)
-    study, _ = run_study(places, tmp_path / "out")
+    run_study(places, tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())["tables"]
     assert [row["deduction"] for row in report["deduction"]] == [None, None]
     assert report["control"][0]["after"] == pytest.approx(0.4)
@@ -221,14 +221,15 @@ def test_a_run_that_diverged_is_left_out(places, made_up, tmp_path, monkeypatch)
 
 def test_the_measurements_of_a_study(places, tmp_path):
     """All of a small one: nothing is fine-tuned but the whole encoder."""
+    model = make_masked_model(tmp_path / "model", num_layers=2, num_heads=2)
     study, lines = run_study(
-        places,
+        {**places, "model": model},
         tmp_path / "out",
         seed=(0,),
         shares=(0.5,),
         tuned_shares=(),
         first_layers=(),
-        heads_per_step=6,
+        heads_per_step=2,
         num_random_orders=1,
     )
     results = study.results
@@ -242,13 +243,13 @@ def test_the_measurements_of_a_study(places, tmp_path):
         assert losses[2] == pytest.approx(curves["random"][2], rel=1e-6)
     assert len({round(losses[1], 4) for losses in curves.values()}) >= 2
     importance = study.importance(PRETRAINING)
-    lowest = np.unravel_index(importance.heads.scores().argmin(), (3, 4))
+    lowest = np.unravel_index(importance.heads.scores().argmin(), (2, 2))
     assert study.order("one_shot").removed()[0] == [lowest]
     ranks = results[StudyCell("order iterative", PRETRAINING, 0)].metrics["ranks"]
-    assert sorted(sum(ranks, [])) == list(range(12))
+    assert sorted(np.ravel(ranks)) == list(range(4))
     tuned = results[StudyCell(WHOLE, "sst2", 0)].metrics
     assert list(tuned["removed"]) == ["importance 0.5"]
-    assert study.importance("sst2", 0).heads.absolute.shape == (3, 4)
+    assert study.importance("sst2", 0).heads.absolute.shape == (2, 2)
     assert "no acceptable deduction" in (tmp_path / "out" / "report.md").read_text()
     assert any(line.startswith("  dev accuracy ") for line in lines)
 
