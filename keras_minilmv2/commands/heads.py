@@ -88,7 +88,8 @@ def add(commands):
 
 def study(options):
     """Studies the heads of an encoder."""
-    from keras_minilmv2.runs.heads import StudySettings, study_heads
+    from keras_minilmv2.runs.heads import study_heads
+    from keras_minilmv2.runs.heads_cells import StudySettings
 
     if len(options.model) > 1:
         raise ValueError(

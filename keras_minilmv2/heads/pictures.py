@@ -64,6 +64,27 @@ def curves_picture(curves, lines, ylabel):
     return figure
 
 
+def overlap_picture(coherences):
+    """Draws the share of the top k heads that two losses have in common, for each k.
+
+    Args:
+        coherences: dict of `Coherence` by label, all of as many heads.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+    """
+    figure = Figure(figsize=(7, 4.8), dpi=110, layout="constrained")
+    ax = figure.subplots()
+    for label, found in coherences.items():
+        numbers = np.arange(1, len(found.overlap) + 1)
+        ax.plot(numbers, found.overlap, label=label)
+    ax.plot(numbers, found.overlap_by_chance, color="0.4", ls="--", label="by chance")
+    ax.set(xlabel="k", ylabel="common share of the top k heads", ylim=(0, 1.05))
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    return figure
+
+
 def scores_picture(tasks):
     """Draws the scores of each task against the loss given up on pre-training.
 

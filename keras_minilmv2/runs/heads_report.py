@@ -9,6 +9,7 @@ from keras_minilmv2.backbones.pruned import layer_counts
 from keras_minilmv2.heads.pictures import (
     curves_picture,
     importance_heat_maps,
+    overlap_picture,
     scores_picture,
 )
 from keras_minilmv2.heads.study import (
@@ -17,11 +18,12 @@ from keras_minilmv2.heads.study import (
     head_statistics,
     paired_difference,
 )
-from keras_minilmv2.runs.heads import ORDERS, PICTURES, PRETRAINING, WHOLE, StudyCell
+from keras_minilmv2.runs.heads_cells import ORDERS, PRETRAINING, WHOLE, StudyCell
 from keras_minilmv2.runs.report import Report, describe, model_name
 from keras_minilmv2.utils.files import replacing_file
 from keras_minilmv2.utils.tables import percent
 
+PICTURES = ("importance.png", "curves.png", "overlap.png", "scores.png")
 _LOSS = "{:.3f}".format
 # What removing all heads must cost, in nats, for their importance to mean something.
 _LEAST_COST = 0.5
@@ -35,33 +37,19 @@ def write_report(study, compared):
         compared: its settings, with the model's.
     """
     numbers = Numbers(study)
-    pictures = {
-        "importance.png": importance_heat_maps(numbers.heat_maps()),
-        "curves.png": curves_picture(
-            list(numbers.curves.values()),
-            {
-                "all heads removed": numbers.no_heads,
-                "unigram entropy": numbers.entropy,
-            },
-            "masked-token loss, nats",
-        ),
-        "scores.png": scores_picture(numbers.series()),
-    }
-    for name, figure in pictures.items():
+    pictures = (
+        ("Importance by layer and head", importance_heat_maps(numbers.heat_maps())),
+        ("Masked-token loss as heads go", numbers.curves_picture()),
+        ("Common share of the top k heads", overlap_picture(numbers.overlaps())),
+        ("Scores by the loss given up", scores_picture(numbers.series())),
+    )
+    for name, (_, figure) in zip(PICTURES, pictures, strict=True):
         with replacing_file(study.path / name) as temporary:
             figure.savefig(temporary, format="png")
     report = Report(study.path, f"Heads of {model_name(compared.model)}")
     report.text(" ".join(findings(numbers)))
     _add_tables(report, numbers)
-    for name, caption in zip(
-        PICTURES,
-        (
-            "Importance by layer and head",
-            "Masked-token loss as heads go",
-            "Scores by the loss given up",
-        ),
-        strict=True,
-    ):
+    for name, (caption, _) in zip(PICTURES, pictures, strict=True):
         report.picture(name, caption)
     report.fact(
         "model",
@@ -261,6 +249,22 @@ class Numbers:
             if found:
                 maps[self.title(task)] = np.mean(found, axis=0)
         return maps
+
+    def curves_picture(self):
+        """The curves beside the loss without heads and the unigram entropy."""
+        lines = {"all heads removed": self.no_heads, "unigram entropy": self.entropy}
+        curves = list(self.curves.values())
+        return curves_picture(curves, lines, "masked-token loss, nats")
+
+    def overlaps(self):
+        """`coherences` by label; pairs of tasks are left to the tables."""
+        found = {}
+        for (one, other), each in self.coherences.items():
+            if PRETRAINING in (one, other):
+                found[f"pre-training, {self.title(other)}"] = each
+            elif one == other:
+                found[f"{self.title(one)}, two seeds"] = each
+        return found
 
     def series(self):
         """Losses given up and scores, by title of the task and label."""

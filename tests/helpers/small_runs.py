@@ -1,9 +1,11 @@
 """A small teacher, its text and its recipe, for runs that take seconds."""
 
-import keras
 import keras_hub
 import numpy as np
 
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.saving import save_student
+from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
 from keras_minilmv2.runs.recipes import Recipe
 
 # Recipes whose teacher is in a package.
@@ -42,11 +44,13 @@ def make_teacher(path, **sizes):
 def make_masked_model(path, **sizes):
     """The same with a masked-token head, as `pretrain` writes it."""
     make_teacher(path, **sizes)
-    backbone = keras_hub.models.BertBackbone.from_preset(str(path))
-    tokenizer = keras_hub.models.BertTokenizer.from_preset(str(path))
-    preprocessor = keras_hub.models.BertMaskedLMPreprocessor(tokenizer)
-    keras.utils.set_random_seed(0)
-    keras_hub.models.BertMaskedLM(backbone, preprocessor).save_to_preset(str(path))
+    tokenizer = load_tokenizer(path)
+    return save_masked_model(path, load_backbone(path), tokenizer)
+
+
+def save_masked_model(path, backbone, tokenizer):
+    trainer = MaskedTokenTrainer(backbone, tokenizer)
+    save_student(trainer.model_to_save, tokenizer, path)
     return path
 
 
