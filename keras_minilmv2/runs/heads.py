@@ -231,6 +231,11 @@ def _text_batches(settings, whole, corpus):
     if len(corpus) == 1 and (Path(corpus[0]) / MANIFEST).is_file():
         examples = PreparedExamples(corpus[0], "held_out")
         examples.check_tokenizer(tokenizer)
+        if examples.sequence_length != length:
+            raise ValueError(
+                "`sequence_length` must be that of the prepared corpus. Received: "
+                f"sequence_length={length}, prepared with {examples.sequence_length}."
+            )
         rows = sample(examples, sum(numbers), seed=settings.text_seed)
     else:
         rows = _packed_sample(settings, tokenizer, corpus, sum(numbers))

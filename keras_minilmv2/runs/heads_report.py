@@ -510,7 +510,7 @@ def _add_tables(report, numbers):
                 "share, random": "{:.2f}".format,
                 **dict.fromkeys(("loss, importance", "loss, random"), _LOSS),
                 **{
-                    f"{when}{bound}": _points
+                    f"{when}{bound}": percent
                     for when in ("before", "after")
                     for bound in ("", ", from", ", to")
                 },
@@ -584,7 +584,3 @@ def _setting(value):
 
 def _finite(value):
     return float(value) if np.isfinite(value) else None
-
-
-def _points(value):
-    return f"{100 * value:+.2f}"

@@ -29,6 +29,7 @@ HEADS += ["--data-dir", "{data}", "--epochs", "1", "--seed", "0", "--shares", "0
 HEADS += ["--set", "sequence_length=16", "--set", "held_out_every=2"]
 HEADS += ["--set", "num_loss_examples=16", "--set", "num_importance_examples=16"]
 HEADS += ["--set", "num_random_orders=1", "--set", "heads_per_step=2"]
+HEADS += ["--set", "tuned_shares=", "--set", "first_layers="]
 EXPORT = ["export", "{tuned}", "--sequence-length", "16"]
 HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
 DEMO = ["demo", "--teacher", "{wide}", "--corpus", "{texts}", "--steps", "2"]
@@ -74,7 +75,7 @@ def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path)
         "wide": make_teacher(
             tmp_path / "wide", num_heads=12, hidden_dim=192, max_sequence_length=128
         ),
-        "masked": make_masked_model(tmp_path / "masked", num_layers=2, num_heads=2),
+        "masked": make_masked_model(tmp_path / "masked", num_layers=1),
         "data": write_task(tmp_path / "data"),
         "tuned": tmp_path / "tuned",
         "corpus": tmp_path / "corpus.txt",
