@@ -20,11 +20,13 @@ NAMES = [
 ]
 
 
-def help_of(command):
+def help_of(*command):
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        cli._parser().parse_args([command, "--help"])
-    return text.getvalue()
+        cli._parser().parse_args([*command, "--help"])
+    # Of a command that has commands of its own, theirs too.
+    inner = re.findall(r"^    ([a-z]+) +\S", text.getvalue(), re.M)
+    return text.getvalue() + "".join(help_of(*command, each) for each in inner)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

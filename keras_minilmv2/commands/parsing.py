@@ -27,12 +27,20 @@ def add_command(commands, name, run, summary, examples):
     return command
 
 
+def add_group(commands, name, summary):
+    """Adds a parser that has commands of its own; returns where they are added."""
+    group = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + "."
+    )
+    return group.add_subparsers(required=True, metavar="COMMAND")
+
+
 def add_overwrite(command, what="the run that the output directory holds"):
     """Adds `--overwrite`."""
     command.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 
 
-def add_assignments(command):
+def add_assignments(command, what="the recipe"):
     """Adds `--set`."""
     command.add_argument(
         "--set",
@@ -40,7 +48,7 @@ def add_assignments(command):
         default=[],
         dest="assignments",
         metavar="FIELD=VALUE",
-        help="change one field of the recipe; may be repeated",
+        help=f"change one field of {what}; may be repeated",
     )
 
 

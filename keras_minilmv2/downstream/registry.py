@@ -19,3 +19,16 @@ def get_task(task):
         return task
     check_choice(TASKS, task=task)
     return TASKS[task]
+
+
+def get_trained_task(task):
+    """As `get_task`, of tasks that have training data.
+
+    Raises:
+        ValueError: if there is no such task, or it is for evaluation alone.
+    """
+    task = get_task(task)
+    if "train" not in task.splits:
+        trained = [name for name, other in TASKS.items() if "train" in other.splits]
+        check_choice(trained, task=task.name)
+    return task

@@ -14,7 +14,6 @@ from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
 from keras_minilmv2.backbones.traces import forgotten_gradients
-from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.saved import load_fine_tuned
 from keras_minilmv2.downstream.tasks import score_columns
 from keras_minilmv2.heads.budget import BUDGETS, encoder_costs, keep_within
@@ -28,11 +27,13 @@ from keras_minilmv2.runs.grid import Cell
 from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import Settings, not_compared
 from keras_minilmv2.runs.supervised import (
+    calibration_batches,
     evaluate_saved,
     load_dev_splits,
     save_task_model,
     task_of,
     train_model,
+    with_backbone,
 )
 from keras_minilmv2.training.supervised import compiled
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
@@ -48,7 +49,6 @@ from keras_minilmv2.utils.tables import clock, count, megabytes, percent
 
 _PICTURE = "layers.png"
 _SCORES = "scores.json"
-_CALIBRATION_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ class _Setup:
     task: object
     settings: CompressionSettings
     train: object  # Features
-    calibration: tuple
+    calibration: list
     dev: object
     dev_splits: dict
     log: object
@@ -287,23 +287,19 @@ def _prepare(saved, task, settings, data_dir, tfds_data_dir, log):
     train_examples = task.load("train", data_dir, tfds_data_dir)
     dev_splits = load_dev_splits(task, data_dir, tfds_data_dir)
     train = task.features(train_examples, saved.backbone, saved.tokenizer)
-    rows = train.training_rows()
-    number = settings.num_calibration_examples
-    if number > len(rows):
+    number, num_rows = settings.num_calibration_examples, len(train.training_rows())
+    if number > num_rows:
         raise ValueError(
             "`num_calibration_examples` must not exceed the training examples. "
             f"Received: num_calibration_examples={number:,}, training rows="
-            f"{len(rows):,}."
+            f"{num_rows:,}."
         )
-    generator = np.random.default_rng((settings.seed, 1))
-    rows = generator.permutation(rows)[:number]
-    epochs = training_epochs(train, _CALIBRATION_BATCH, 1, settings.seed, rows)
     return _Setup(
         saved=saved,
         task=task,
         settings=settings,
         train=train,
-        calibration=tuple(next(epochs)),
+        calibration=calibration_batches(train, number, (settings.seed, 1)),
         dev=task.features(dev_splits[task.dev_split], saved.backbone, saved.tokenizer),
         dev_splits=dev_splits,
         log=log,
@@ -348,7 +344,7 @@ def _search(setup):
             ),
         )
     masks = kept.head_mask, kept.neuron_mask
-    model = _with_backbone(task, saved.model, prune_heads(backbone, *masks))
+    model = with_backbone(task, saved.model, prune_heads(backbone, *masks))
     scores["pruned"] = _score(setup, model)
     if settings.least_squares and not family_of(backbone).shares_blocks:
         with _timed(seconds, "least squares"):
@@ -360,7 +356,7 @@ def _search(setup):
                 backbone, *masks, batches, penalty=settings.penalty
             )
             smaller = prune_heads(refitted, *masks)
-        model = _with_backbone(task, saved.model, smaller)
+        model = with_backbone(task, saved.model, smaller)
         scores["fitted"] = _score(setup, model)
     shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
     log(f"{task.dev_split} {task.main_metric}: {shown}.")
@@ -379,20 +375,6 @@ def _score(setup, model):
     examples = setup.dev_splits[task.dev_split]
     found = task.evaluate(model, setup.dev, task.dev_split, examples)
     return found.metrics[task.main_metric]
-
-
-def _with_backbone(task, model, backbone):
-    """A model of the task around another encoder, with the weights of the head."""
-    new = task.model(backbone, seed=0)
-    for ours, theirs in zip(_head_weights(new), _head_weights(model), strict=True):
-        ours.assign(theirs)
-    return new
-
-
-def _head_weights(model):
-    inner = {id(weight) for weight in model.backbone.weights}
-    # The seeds of dropout layers are not weights.
-    return [weight for weight in model.weights if id(weight) not in inner]
 
 
 def _fine_tune(setup, model):

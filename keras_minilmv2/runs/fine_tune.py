@@ -11,7 +11,7 @@ import numpy as np
 from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.hugging_face.tokenizers import split_words_like_gpt2
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-from keras_minilmv2.downstream.registry import TASKS, get_task
+from keras_minilmv2.downstream.registry import get_trained_task
 from keras_minilmv2.downstream.tasks import Task, score_columns
 from keras_minilmv2.runs.directory import (
     FINISHED,
@@ -34,12 +34,10 @@ from keras_minilmv2.runs.report import OUTPUTS, Report, describe, model_name
 from keras_minilmv2.runs.settings import Settings, not_compared
 from keras_minilmv2.runs.supervised import (
     evaluate_saved,
-    in_float32,
     load_dev_splits,
     save_task_model,
-    train_model,
+    train_and_score,
 )
-from keras_minilmv2.training.supervised import NotFiniteError
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import (
@@ -278,15 +276,12 @@ def fine_tune(
             it. Settings and data are checked before anything is written.
         RuntimeError: if the loss of every run was not finite.
     """
-    task, output_dir = get_task(task), Path(output_dir)
+    task, output_dir = get_trained_task(task), Path(output_dir)
     check_directory("output_dir", output_dir)
     settings = settings or FineTuningSettings()
     settings.field_types(changes)
     settings = dataclasses.replace(settings, **changes)
     cells = settings.cells(task)
-    if "train" not in task.splits:
-        trained = [name for name, other in TASKS.items() if "train" in other.splits]
-        check_choice(trained, task=task.name)
     backbone, tokenizer = load_model(model, tokenizer, settings.dtype_policy)
     task = task.with_options(backbone, **settings.task_options())
     setup, dev_splits = _prepare(
@@ -415,26 +410,19 @@ def _run_cell(setup, cell):
     started = time.perf_counter()
     task, settings = setup.task, setup.settings
     model = task.model(setup.backbone, cell.seed, settings.dtype_policy)
-    losses, metrics = [], {}
-    try:
-        losses = train_model(
-            task,
-            model,
-            setup.train,
-            cell,
-            batch_size=setup.batch_size,
-            warmup_fraction=settings.warmup_fraction,
-            weight_decay=settings.weight_decay,
-            dtype_policy=settings.dtype_policy,
-            progress_stream=setup.progress_stream,
-        )
-        model = in_float32(task, model)
-        metrics = task.evaluate(
-            model, setup.dev, task.dev_split, setup.dev_examples
-        ).metrics
-    except NotFiniteError:
-        # The last update may spoil the weights: only the outputs show it.
-        losses = []
+    model, losses, metrics = train_and_score(
+        task,
+        model,
+        setup.train,
+        setup.dev,
+        setup.dev_examples,
+        cell,
+        batch_size=setup.batch_size,
+        warmup_fraction=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        dtype_policy=settings.dtype_policy,
+        progress_stream=setup.progress_stream,
+    )
     score = metrics.get(task.main_metric)
     return Result(score, metrics, losses, time.perf_counter() - started), model
 

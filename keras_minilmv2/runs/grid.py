@@ -164,6 +164,7 @@ def run_grid(
     *,
     save_model=None,
     metric="score",
+    show=None,
     cell_class=Cell,
     log=print,
 ):
@@ -179,6 +180,8 @@ def run_grid(
         save_model: function of a model, its cell and a path, which writes the model;
             or None to keep none. It is kept in `model/`, with the cell in `cell.json`.
         metric: str. What the scores are, in messages.
+        show: function of a cell and its `Result` that says what came out. Defaults to
+            `metric` and the score, times 100.
         cell_class: a frozen dataclass.
         log: function of a line of information.
 
@@ -207,7 +210,8 @@ def run_grid(
         if result.score is None:
             log("  The loss was not finite.")
         else:
-            log(f"  {metric} {percent(result.score)}, {clock(result.seconds)}")
+            shown = show(cell, result) if show else f"{metric} {percent(result.score)}"
+            log(f"  {shown}, {clock(result.seconds)}")
         del model
         gc.collect()  # a Keras model is a cycle, and a grid has many
     return dict(sorted(results.items(), key=lambda item: astuple(item[0])))

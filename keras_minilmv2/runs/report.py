@@ -72,6 +72,10 @@ class Report:
         self._values["tables"][name] = rows
         self._parts.append(rows_table(rows, formats))
 
+    def values(self, name, values):
+        """Adds values that the JSON file alone has: a dict or list."""
+        self._values[name] = values
+
     def picture(self, file, caption):
         """Adds a picture that lies in the directory.
 

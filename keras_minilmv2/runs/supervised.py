@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 
 from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.downstream.batches import training_epochs
@@ -10,8 +11,10 @@ from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.training.supervised import train
+from keras_minilmv2.training.supervised import NotFiniteError, train
 from keras_minilmv2.utils.files import replacing_directory, write_json
+
+_CALIBRATION_BATCH = 32
 
 
 def task_of(saved, task, model):
@@ -141,6 +144,68 @@ def train_model(
         )
     finally:
         progress.close()
+
+
+def train_and_score(task, model, train, dev, dev_examples, cell, **options):
+    """Trains a model and scores it on the dev split of its task.
+
+    Args:
+        task: `Task`.
+        model: as `task.model` builds it. It is changed.
+        train: `Features` to train on.
+        dev: `Features` of the dev split.
+        dev_examples: as `Task.load` gives them.
+        cell: `Cell`.
+        **options: as for `train_model`.
+
+    Returns:
+        tuple of the model, in float32; list of float, the mean loss of each epoch; and
+        dict of the metrics. Both are empty where the loss was not finite.
+    """
+    try:
+        losses = train_model(task, model, train, cell, **options)
+        model = in_float32(task, model)
+        found = task.evaluate(model, dev, task.dev_split, dev_examples)
+    except NotFiniteError:
+        # The last update may spoil the weights: only the outputs show it.
+        return model, [], {}
+    return model, losses, found.metrics
+
+
+def calibration_batches(features, number, seed):
+    """Batches of training rows in random order, for importance and the like.
+
+    Args:
+        features: `Features`.
+        number: int. Rows, or all if there are fewer.
+        seed: int or sequence of int, of the choice.
+
+    Returns:
+        list of pairs, inputs and targets.
+    """
+    rows = np.random.default_rng(seed).permutation(features.training_rows())[:number]
+    order = seed if isinstance(seed, int) else seed[0]
+    return list(next(training_epochs(features, _CALIBRATION_BATCH, 1, order, rows)))
+
+
+def with_backbone(task, model, backbone):
+    """A model of a task around another encoder, with the weights of its head.
+
+    Args:
+        task: `Task`.
+        model: as `task.model` builds it.
+        backbone: keras-nlp backbone of the same width.
+    """
+    new = task.model(backbone, seed=0)
+    for ours, theirs in zip(_head_weights(new), _head_weights(model), strict=True):
+        ours.assign(theirs)
+    return new
+
+
+def _head_weights(model):
+    inner = {id(weight) for weight in model.backbone.weights}
+    # The seeds of dropout layers are not weights.
+    return [weight for weight in model.weights if id(weight) not in inner]
 
 
 def in_float32(task, model):

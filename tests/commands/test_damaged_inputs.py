@@ -64,6 +64,9 @@ def commands(model, recipe, data, corpus, out):
         "finetune": ["finetune", model, *task, "--sequence-length", "16", *out],
         "evaluate": ["evaluate", model, *task],
         "compress": ["compress", model, *task, "--latency-length", "16", *out],
+        "heads study": [
+            *("heads", "study", model, "--corpus", str(corpus), *task, *out),
+        ],
         "shrink-vocabulary": [
             *("shrink-vocabulary", model, "--corpus", str(corpus), *out),
         ],
@@ -148,7 +151,7 @@ def test_every_command_that_writes_refuses_what_can_be_no_directory(
         *("--output-dir", str(out)),
     ]
     writing = {name: a for name, a in all_commands.items() if "--output-dir" in a}
-    assert len(writing) == 12
+    assert len(writing) == 13
     for command, arguments in writing.items():
         capsys.readouterr()
         code = cli.main(arguments)

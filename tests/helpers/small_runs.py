@@ -3,6 +3,9 @@
 import keras_hub
 import numpy as np
 
+from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
+from keras_minilmv2.backbones.saving import save_student
+from keras_minilmv2.distillation.masked_tokens import MaskedTokenTrainer
 from keras_minilmv2.runs.recipes import Recipe
 
 # Recipes whose teacher is in a package.
@@ -35,6 +38,19 @@ def make_teacher(path, **sizes):
             variable.assign(generator.normal(scale=0.5, size=variable.shape))
     backbone.save_to_preset(str(path))
     tokenizer.save_to_preset(str(path))
+    return path
+
+
+def make_masked_model(path, **sizes):
+    """The same with a masked-token head, as `pretrain` writes it."""
+    make_teacher(path, **sizes)
+    tokenizer = load_tokenizer(path)
+    return save_masked_model(path, load_backbone(path), tokenizer)
+
+
+def save_masked_model(path, backbone, tokenizer):
+    trainer = MaskedTokenTrainer(backbone, tokenizer)
+    save_student(trainer.model_to_save, tokenizer, path)
     return path
 
 

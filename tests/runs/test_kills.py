@@ -6,7 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import make_recipe, make_teacher, write_task, write_text
+from small_runs import (
+    make_masked_model,
+    make_recipe,
+    make_teacher,
+    write_task,
+    write_text,
+)
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "kill_everywhere.py"
 SETTINGS = ["--set", "total_steps=4", "--set", "evaluate_every=2"]
@@ -18,6 +24,12 @@ SHRINK = ["shrink-vocabulary", "{teacher}", "--corpus", "{corpus}"]
 COMPRESS = ["compress", "{tuned}", "--data-dir", "{data}", "--budget", "operations"]
 COMPRESS += ["--speedup", "1.3", "--latency-length", "16"]
 COMPRESS += ["--num-calibration-examples", "16"]
+HEADS = ["heads", "study", "{masked}", "--corpus", "{corpus}", "--task", "sst2"]
+HEADS += ["--data-dir", "{data}", "--epochs", "1", "--seed", "0", "--shares", "0.5"]
+HEADS += ["--set", "sequence_length=16", "--set", "held_out_every=2"]
+HEADS += ["--set", "num_loss_examples=16", "--set", "num_importance_examples=16"]
+HEADS += ["--set", "num_random_orders=1", "--set", "heads_per_step=2"]
+HEADS += ["--set", "tuned_shares=", "--set", "first_layers="]
 EXPORT = ["export", "{tuned}", "--sequence-length", "16"]
 HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
 DEMO = ["demo", "--teacher", "{wide}", "--corpus", "{texts}", "--steps", "2"]
@@ -50,6 +62,7 @@ COMMANDS = {
     "export": (None, EXPORT),
     "export to Hugging Face": (None, HUGGING_FACE),
     "compress": (None, COMPRESS),
+    "heads study": (None, HEADS),
 }
 
 
@@ -66,6 +79,7 @@ def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path)
             intermediate_dim=768,
             max_sequence_length=128,
         ),
+        "masked": make_masked_model(tmp_path / "masked", num_layers=1),
         "data": write_task(tmp_path / "data"),
         "tuned": tmp_path / "tuned",
         "corpus": tmp_path / "corpus.txt",

@@ -1,0 +1,114 @@
+"""`keras-minilmv2 heads`: which attention heads matter."""
+
+from keras_minilmv2.commands.parsing import (
+    add_assignments,
+    add_command,
+    add_group,
+    add_overwrite,
+)
+
+
+def add(commands):
+    """Adds the commands to a parser."""
+    group = add_group(commands, "heads", "study which attention heads matter")
+    command = add_command(
+        group,
+        "study",
+        study,
+        "measure which heads matter to pre-training and to tasks, and what may be "
+        "given up",
+        """
+  keras-minilmv2 heads study out/mine_mlm/student --corpus my_texts --task sst2 mrpc \\
+      --data-dir glue_data --output-dir out/heads
+  keras-minilmv2 heads study out/mine_mlm/student --corpus out/mine_mlm/prepared \\
+      --task sst2 mrpc cola stsb --data-dir glue_data --seed 0 1 2 3 \\
+      --shares 0 0.1 0.25 0.5 0.75 --student out/mine/student --output-dir out/heads""",
+    )
+    command.add_argument(
+        "model", nargs="+", help="what `pretrain` wrote: an encoder with its head"
+    )
+    command.add_argument(
+        "--corpus",
+        nargs="+",
+        required=True,
+        metavar="TEXT",
+        help="what it was pre-trained on, whose held-out part is read",
+    )
+    command.add_argument("--task", nargs="+", required=True, metavar="TASK")
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="the tasks' published files; default: TFDS"
+    )
+    command.add_argument("--tfds-data-dir", metavar="DIR")
+    command.add_argument("--output-dir", required=True, metavar="DIR")
+    command.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of fine-tuning; default: 0 1 2; further ones are added to a finished "
+        "study",
+    )
+    command.add_argument(
+        "--shares",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="of heads removed; default: 0 to 0.9 by tenths",
+    )
+    command.add_argument(
+        "--tuned-shares",
+        type=float,
+        nargs="+",
+        metavar="SHARE",
+        help="those whose encoders are fine-tuned; default: all",
+    )
+    command.add_argument(
+        "--student",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="other encoders to compare with",
+    )
+    command.add_argument(
+        "--first-layers",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="truncated encoders to compare with; default: half of the layers",
+    )
+    for flag, help_text in (
+        ("--num-train-examples", "of each task; default: all"),
+        ("--epochs", "default: the task's"),
+    ):
+        command.add_argument(flag, type=int, metavar="N", help=help_text)
+    command.add_argument("--learning-rate", type=float, metavar="RATE")
+    add_assignments(command, "the study's settings")
+    add_overwrite(command)
+
+
+def study(options):
+    """Studies the heads of an encoder."""
+    from keras_minilmv2.runs.heads import study_heads
+    from keras_minilmv2.runs.heads_cells import StudySettings
+
+    if len(options.model) > 1:
+        raise ValueError(
+            "`model` must be one model; others to compare with are named by "
+            f"--student. Received: model={options.model}."
+        )
+    given = {
+        name: getattr(options, name)
+        for name in StudySettings.field_types()
+        if getattr(options, name, None) is not None
+    }
+    study_heads(
+        options.model[0],
+        options.output_dir,
+        StudySettings(**given).override(options.assignments),
+        corpus=options.corpus,
+        students=options.student,
+        data_dir=options.data_dir,
+        tfds_data_dir=options.tfds_data_dir,
+        overwrite=options.overwrite,
+    )
+    print(f"Written: {options.output_dir}/report.md")
