@@ -85,6 +85,7 @@ def train_model(
     weight_decay=0.01,
     dtype_policy="float32",
     progress_stream=None,
+    training_model=None,
     loss=None,
     with_targets=None,
 ):
@@ -101,6 +102,8 @@ def train_model(
         weight_decay: float.
         dtype_policy: str, the model's.
         progress_stream: text stream. Defaults to standard error.
+        training_model: Keras model of the same weights, whose outputs the loss is
+            given. Defaults to the task's.
         loss: function of targets and outputs. Defaults to the task's.
         with_targets: function of a batch's inputs and targets that returns what the
             loss is given in place of the targets. Defaults to the targets.
@@ -132,7 +135,7 @@ def train_model(
     progress.start()
     try:
         return train(
-            task.training_model(model),
+            training_model or task.training_model(model),
             loss or task.loss,
             optimizer,
             batches,
