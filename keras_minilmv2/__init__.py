@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from keras_minilmv2.data.packing import batches, packed_examples
     from keras_minilmv2.data.text import Corpus
     from keras_minilmv2.distillation.distiller import RelationDistiller
+    from keras_minilmv2.distillation.head_weights import relation_head_weights
     from keras_minilmv2.distillation.losses import AttentionValueLoss, RelationLoss
     from keras_minilmv2.downstream.saved import load_saved
     from keras_minilmv2.downstream.tasks import Task
@@ -63,6 +64,7 @@ _MODULE_OF_NAME = {
     "packed_examples": "data.packing",
     "prune_heads": "heads.pruning",
     "qkv_model": "backbones.projections",
+    "relation_head_weights": "distillation.head_weights",
     "save_student": "backbones.saving",
     "shrink_vocabulary": "backbones.vocabulary",
     "student_backbone": "backbones.students",
@@ -97,6 +99,7 @@ __all__ = [
     "packed_examples",
     "prune_heads",
     "qkv_model",
+    "relation_head_weights",
     "save_student",
     "shrink_vocabulary",
     "student_backbone",

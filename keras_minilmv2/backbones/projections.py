@@ -12,6 +12,7 @@ from keras_minilmv2.backbones.flat_blocks import (
     QKVProjections,
     can_be_flat,
 )
+from keras_minilmv2.backbones.gated_blocks import blocks_in
 from keras_minilmv2.backbones.output_bias import OutputBias
 
 
@@ -90,18 +91,66 @@ def qkv_models(backbone, layers, projections=("query", "key", "value")):
     calls = block_calls(backbone)
     for layer in layers:
         check_layer("layer", layer, len(calls))
-        if isinstance(attention_of(calls[layer - 1][0]), OutputBias):
-            raise ValueError(
-                "`layer` must be one that has attention heads. "
-                f"Received: layer={layer}, whose heads were all removed."
-            )
-    outputs = {}
+    project = {
+        layer: _projections(layer, calls[layer - 1][0], projections) for layer in layers
+    }
     states = _states(backbone, [layer - 1 for layer in layers])
-    for layer, block_input in zip(layers, states, strict=True):
-        block, _ = calls[layer - 1]
-        vectors = QKVProjections(attention_of(block), projections)
-        outputs[str(layer)] = vectors(block_input)
+    outputs = {
+        str(layer): project[layer](block_input)
+        for layer, block_input in zip(layers, states, strict=True)
+    }
     return keras.Model(backbone.input, outputs, name=f"{backbone.name}_qkv")
+
+
+def _projections(layer, block, projections):
+    """`QKVProjections` of a block, which is that of a layer."""
+    attention = attention_of(block)
+    if isinstance(attention, OutputBias):
+        raise ValueError(
+            "`layer` must be one that has attention heads. "
+            f"Received: layer={layer}, whose heads were all removed."
+        )
+    return QKVProjections(attention, projections)
+
+
+def with_projections(model, layer, projections=("query", "key", "value")):
+    """Builds a model of the same weights that also has one layer's projections.
+
+    They are computed of what the layer is given in the same pass, after its dropout.
+
+    Args:
+        model: a functional Keras model that is or holds an encoder, each of whose
+            blocks is a layer of its own, as `Task.training_model` returns it. It is
+            left as it is.
+        layer: int, from 1.
+        projections: names of those that the model has.
+
+    Returns:
+        `keras.Model` of the model's inputs to a dict of its `"outputs"` and of
+        `"projections"`, a dict of `"query"`, `"key"` and `"value"`, each `(batch,
+        length, num_heads, head_dim)` in the compute dtype, and of `"padding_mask"`.
+
+    Raises:
+        TypeError, ValueError: as `qkv_model` does.
+    """
+    blocks = blocks_in(model)
+    check_layer("layer", layer, len(blocks))
+    project = _projections(layer, blocks[layer - 1], projections)
+    num_calls, vectors = 0, {}
+
+    def call(operation, *args, **kwargs):
+        nonlocal num_calls
+        if isinstance(operation, keras.Model):
+            return operation._run_through_graph(args[0], call_fn=call)
+        if isinstance(operation, FlatBlocks | keras_hub.layers.TransformerEncoder):
+            num_calls += 1
+            if num_calls == layer:
+                vectors.update(project(args[0]))
+        return operation(*args, **kwargs)
+
+    outputs = model._run_through_graph(model.input, call_fn=call)
+    vectors["padding_mask"] = model.input["padding_mask"]
+    return keras.Model(model.input, {"outputs": outputs, "projections": vectors})
 
 
 def hidden_states_model(backbone, layers):

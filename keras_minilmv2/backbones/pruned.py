@@ -130,6 +130,16 @@ def layer_width(backbone, layer):
     return layer_counts(backbone)[0][layer - 1] * head_dim
 
 
+def last_layer_with_heads(backbone):
+    """The highest layer that has an attention head, counted from 1; 0 if none has.
+
+    Args:
+        backbone: a keras-nlp backbone of a supported family.
+    """
+    head_counts = layer_counts(backbone)[0]
+    return max((n for n, heads in enumerate(head_counts, 1) if heads), default=0)
+
+
 def prune(backbone, kept_heads, kept_neurons):
     """Builds an encoder of some heads and neurons of another one.
 

@@ -89,6 +89,14 @@ def add(commands):
         metavar="SHARE",
         help="of its loss, how much compares with the teacher; default: %(default)g",
     )
+    command.add_argument(
+        "--relation-weight",
+        type=float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="of the relation loss against the teacher, added to it; default: "
+        "%(default)g, none",
+    )
     add_overwrite(command)
 
 

@@ -45,6 +45,7 @@ def blocked_relation_losses(
     relation_weights,
     block_size=None,
     static_shapes=True,
+    relation_head_weights=None,
 ):
     """Relation losses with a gradient that was formed block by block.
 
@@ -59,6 +60,8 @@ def blocked_relation_losses(
             suits the device.
         static_shapes: bool. Whether every block has the full length, as XLA needs;
             else it ends at its last real token, and padding costs nothing.
+        relation_head_weights: sequence of float `(num_relation_heads,)`, mean 1, that
+            the heads are multiplied by. Defaults to none.
 
     Returns:
         tuple of the weighted sum of the pairs' losses, float32 `(batch,)`, nats, and
@@ -85,7 +88,13 @@ def blocked_relation_losses(
             for name, value in zip(names, vectors, strict=True)
         }
         rows, slopes = _map_blocks(
-            teacher, heads, mask, relation_weights, block_size, static_shapes
+            teacher,
+            heads,
+            mask,
+            relation_weights,
+            block_size,
+            static_shapes,
+            relation_head_weights,
         )
         pair_losses = [share * row for row in rows]
         losses = sum(
@@ -168,7 +177,15 @@ def _divisor(number, largest):
     )
 
 
-def _map_blocks(teacher, student, mask, relation_weights, block_size, static_shapes):
+def _map_blocks(
+    teacher,
+    student,
+    mask,
+    relation_weights,
+    block_size,
+    static_shapes,
+    relation_head_weights,
+):
     """Divergences, summed over heads and real tokens, and slopes, of all blocks.
 
     Args:
@@ -178,6 +195,7 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
         relation_weights: dict of float by pair.
         block_size: see `block_shape`.
         static_shapes: bool. Else a block ends at its last real token.
+        relation_head_weights: sequence of float `(heads,)`, or None.
 
     Returns:
         tuple of a list by pair of `(batch,)` and a dict by projection of slopes in
@@ -200,7 +218,7 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
         return ops.reshape(ops.moveaxis(x, 1, 2), (-1, num_heads, *rest))
 
     def one_block(block):
-        teacher, student, mask = block
+        teacher, student, mask, *head_weights = block
         end = None
         if not static_shapes:
             positions = ops.arange(1, ops.shape(mask)[2] + 1, dtype="int32")
@@ -211,6 +229,7 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
             {name: x[:, :, :end] for name, x in student.items()},
             mask[:, :, :end],
             relation_weights,
+            *head_weights,
         )
         if not static_shapes:
             rest = ((0, 0), (0, 0), (0, ops.shape(mask)[2] - end), (0, 0))
@@ -223,6 +242,11 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
         # One mask for the heads of a sequence.
         cut(ops.repeat(mask[:, None, :, None], groups, axis=1), 1),
     )
+    if relation_head_weights is not None:
+        weights = ops.convert_to_tensor(relation_head_weights, "float32")
+        # (batch, heads, 1, 1)
+        weights = weights[:, None, None] * ops.ones_like(mask[:, :1, None, None])
+        blocks += (cut(weights, heads),)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -247,7 +271,7 @@ def _map_blocks(teacher, student, mask, relation_weights, block_size, static_sha
     return sums, {name: join(x) for name, x in slopes.items()}
 
 
-def _block(teacher, student, mask, relation_weights):
+def _block(teacher, student, mask, relation_weights, head_weights=None):
     """Divergences and slopes of one block.
 
     Args:
@@ -255,6 +279,7 @@ def _block(teacher, student, mask, relation_weights):
         student: same layout.
         mask: `(sequences, 1, length, 1)`, 1 for a real token.
         relation_weights: dict of float by pair.
+        head_weights: `(sequences, heads, 1, 1)`, or None.
 
     Returns:
         tuple of a list by pair of `(sequences,)` and a dict by projection of slopes
@@ -267,10 +292,12 @@ def _block(teacher, student, mask, relation_weights):
         u, v = student[rows], student[columns]
         p = ops.softmax(_logits(x, y, mask), axis=-1)
         q = ops.softmax(_logits(u, v, mask), axis=-1)
-        sums.append(_divergence(p, q, x, y, u, v, mask))
+        sums.append(_divergence(p, q, x, y, u, v, mask, head_weights))
         # Padded rows and the weight are left to the narrow sides of the products.
         difference = q - p
         keep = weight * mask
+        if head_weights is not None:
+            keep *= head_weights
         slopes[rows] += keep * ops.matmul(difference, v)
         slopes[columns] += ops.matmul(ops.swapaxes(difference, -1, -2), keep * u)
     return sums, slopes
@@ -285,7 +312,7 @@ def _logits(rows, columns, mask):
     return ops.matmul(rows, ops.swapaxes(columns, -1, -2))
 
 
-def _divergence(p, q, x, y, u, v, mask):
+def _divergence(p, q, x, y, u, v, mask, head_weights):
     """`KL(p || q)`, summed over heads and real rows, `(sequences,)`."""
     real = ops.broadcast_to(mask[..., 0] > 0, ops.shape(p)[:-1])
     # Padded columns have none.
@@ -306,4 +333,7 @@ def _divergence(p, q, x, y, u, v, mask):
 
     smallest = ops.minimum(*(ops.min(diagonal) for diagonal in diagonals))
     rows = ops.cond(smallest < _UNDERFLOW, as_written, by_diagonals)
-    return ops.sum(ops.where(real, rows, 0.0), axis=(1, 2))
+    rows = ops.where(real, rows, 0.0)
+    if head_weights is not None:
+        rows *= head_weights[..., 0]
+    return ops.sum(rows, axis=(1, 2))

@@ -47,7 +47,9 @@ class RelationDistiller(StudentTrainer):
         relation_weights: dict of float by pair of letters q, k, v. Defaults to
             `{"qq": 1.0, "kk": 1.0, "vv": 1.0}`.
         relation_loss: a `RelationLoss` or `AttentionValueLoss` in place of the two
-            arguments before.
+            arguments before and the one after.
+        relation_head_weights: sequence of float, one for each relation head, as for
+            `RelationLoss`: the paper has none.
         **kwargs: as for `keras.Model`.
 
     Call arguments:
@@ -83,6 +85,7 @@ class RelationDistiller(StudentTrainer):
         num_relation_heads=None,
         relation_weights=None,
         relation_loss=None,
+        relation_head_weights=None,
         **kwargs,
     ):
         check_same_family(teacher, student)
@@ -93,13 +96,22 @@ class RelationDistiller(StudentTrainer):
                     "`num_relation_heads` must be given unless `relation_loss` is. "
                     "Received: num_relation_heads=None."
                 )
-            relation_loss = RelationLoss(num_relation_heads, relation_weights)
-        elif num_relation_heads is not None or relation_weights is not None:
+            relation_loss = RelationLoss(
+                num_relation_heads,
+                relation_weights,
+                relation_head_weights=relation_head_weights,
+            )
+        elif any(
+            each is not None
+            for each in (num_relation_heads, relation_weights, relation_head_weights)
+        ):
             raise ValueError(
-                "`relation_loss` must not be combined with `num_relation_heads` or "
-                "`relation_weights`. Received: relation_loss="
-                f"{relation_loss.name!r}, num_relation_heads={num_relation_heads}, "
-                f"relation_weights={relation_weights}."
+                "`relation_loss` must not be combined with `num_relation_heads`, "
+                "`relation_weights` or `relation_head_weights`. Received: "
+                f"relation_loss={relation_loss.name!r}, "
+                f"num_relation_heads={num_relation_heads}, "
+                f"relation_weights={relation_weights}, "
+                f"relation_head_weights={relation_head_weights}."
             )
         depth = len(block_calls(student))
         hidden_dims = {"teacher": teacher.hidden_dim, "student": student.hidden_dim}

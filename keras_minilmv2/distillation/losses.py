@@ -3,8 +3,10 @@
 import math
 
 import keras
+import numpy as np
 
 from keras_minilmv2.distillation.blocked import blocked_relation_losses
+from keras_minilmv2.distillation.head_weights import check_relation_head_weights
 from keras_minilmv2.distillation.relations import (
     PROJECTION_OF_LETTER,
     relation_losses,
@@ -70,6 +72,7 @@ class _PairLoss(keras.losses.Loss):
     """Weighted sum of relation divergences; subclasses define `relation_heads`."""
 
     relation_weights: dict
+    relation_head_weights = None
 
     def __init__(self, blocked, block_size, name, reduction, **kwargs):
         # The base class casts to its dtype, and `floatx` may be a half precision.
@@ -114,6 +117,9 @@ class _PairLoss(keras.losses.Loss):
         """
         num_relation_heads = self.relation_heads(y_true, y_pred)
         weights = {pair: self.relation_weights[pair] for pair in self.pairs}
+        head_weights = self.relation_head_weights
+        if head_weights is not None:
+            head_weights = np.divide(head_weights, np.mean(head_weights))
         if self.blocked:
             return blocked_relation_losses(
                 y_true,
@@ -123,9 +129,15 @@ class _PairLoss(keras.losses.Loss):
                 weights,
                 block_size=self.block_size,
                 static_shapes=static_shapes,
+                relation_head_weights=head_weights,
             )
         pair_losses = relation_losses(
-            y_true, y_pred, y_true["padding_mask"], num_relation_heads, self.pairs
+            y_true,
+            y_pred,
+            y_true["padding_mask"],
+            num_relation_heads,
+            self.pairs,
+            head_weights,
         )
         losses = sum(weights[pair] * values for pair, values in pair_losses.items())
         return losses, pair_losses
@@ -156,8 +168,10 @@ class RelationLoss(_PairLoss):
     `KL(teacher || student)` over relation heads and real tokens, then the mean over
     sequences. Teacher and student may differ in `hidden_dim` and `num_heads`.
 
-        L = sum_ij a_ij / (A_r |x|) sum_a sum_t KL(R_teacher[a, t] || R_student[a, t])
+        L = sum_ij a_ij / (A_r |x|) sum_a w_a sum_t KL(R_T[a, t] || R_S[a, t])
         R = softmax(A_i A_j' / sqrt(d_r))
+
+    of teacher T and student S, with `w_a = 1` in the paper.
 
     Padding is neither a row nor a column of a relation. Computed in float32 under
     every dtype policy. The student's attention output and feed-forward of the
@@ -172,6 +186,9 @@ class RelationLoss(_PairLoss):
             formula, which holds every relation and has second derivatives.
         block_size: int, relations of a pair (one head of one sequence each) that are
             held at a time. Defaults to what suits the device.
+        relation_head_weights: sequence of float, at least 0, one for each relation
+            head: `w_a`, once divided by their mean. Defaults to 1 each, without cost.
+            See `keras_minilmv2.relation_head_weights`.
         name: str.
         reduction: as for `keras.losses.Loss`, over sequences. None gives float32
             `(batch,)`.
@@ -193,7 +210,8 @@ class RelationLoss(_PairLoss):
 
     Raises:
         ValueError: if `num_relation_heads` is below 1 or does not divide both
-            `hidden_dim`s, or a pair has a letter other than q, k, v.
+            `hidden_dim`s, a pair has a letter other than q, k, v, or the weights of
+            the heads are not as many, or negative.
         TypeError: if `num_relation_heads` is not an int.
 
     Reference:
@@ -206,6 +224,7 @@ class RelationLoss(_PairLoss):
         relation_weights=None,
         blocked=True,
         block_size=None,
+        relation_head_weights=None,
         name="relation_loss",
         reduction="sum_over_batch_size",
         **kwargs,
@@ -216,6 +235,9 @@ class RelationLoss(_PairLoss):
             relation_weights = DEFAULT_RELATION_WEIGHTS
         self.num_relation_heads = num_relation_heads
         self.relation_weights = check_relation_weights(relation_weights)
+        self.relation_head_weights = check_relation_head_weights(
+            relation_head_weights, num_relation_heads
+        )
 
     def relation_heads(self, y_true, y_pred):
         """The number of relation heads."""
@@ -227,6 +249,7 @@ class RelationLoss(_PairLoss):
             **super().get_config(),
             "num_relation_heads": self.num_relation_heads,
             "relation_weights": self.relation_weights,
+            "relation_head_weights": self.relation_head_weights,
         }
 
 

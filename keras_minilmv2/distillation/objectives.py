@@ -34,6 +34,7 @@ class Objective:
         relations: function of `settings` and the teacher's number of attention heads
             that returns the pairs of letters (list of str) and the number of relation
             heads, or None for a loss without relations, whose costs are not counted.
+        weighs_heads: bool. Whether relation heads can have weights.
         compares_layers: bool. Whether students of several teacher layers can be trained
             side by side to choose a layer.
     """
@@ -47,6 +48,7 @@ class Objective:
     untrained: str
     needs_teacher: bool = True
     relations: Callable | None = None
+    weighs_heads: bool = False
     compares_layers: bool = False
 
     def title(self, settings, teacher, student):
@@ -114,6 +116,15 @@ def _relations(settings, num_heads):
     return pairs, settings.num_relation_heads
 
 
+def _relation_heads(settings):
+    weights = settings.relation_head_weights
+    if weights is None:
+        return f"{settings.num_relation_heads}"
+    mean = sum(weights) / len(weights)
+    lowest, highest = min(weights) / mean, max(weights) / mean
+    return f"{len(weights)}, with weights from {lowest:.2f} to {highest:.2f}"
+
+
 def _relation_distiller(teacher, student, tokenizer, settings):
     from keras_minilmv2.distillation.distiller import RelationDistiller
 
@@ -123,6 +134,7 @@ def _relation_distiller(teacher, student, tokenizer, settings):
         teacher_layer=settings.teacher_layer,
         num_relation_heads=settings.num_relation_heads,
         relation_weights=settings.relation_weights,
+        relation_head_weights=settings.relation_head_weights,
     )
 
 
@@ -163,11 +175,12 @@ _ALL = (
         "{settings.num_relation_heads} relation heads",
         facts=lambda settings: [
             _teacher_row(settings),
-            ["relation heads", f"{settings.num_relation_heads}"],
+            ["relation heads", _relation_heads(settings)],
         ],
         make_trainer=_relation_distiller,
         untrained=_ABOVE_LAST_PROJECTIONS,
         relations=_relations,
+        weighs_heads=True,
         compares_layers=True,
     ),
     Objective(

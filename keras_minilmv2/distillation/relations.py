@@ -100,13 +100,17 @@ def relation_log_probs(left, right, padding_mask):
     return ops.log_softmax(ops.where(keep, logits, MASKED_LOGIT), axis=-1)
 
 
-def relation_kl(teacher_log_probs, student_log_probs, padding_mask):
+def relation_kl(
+    teacher_log_probs, student_log_probs, padding_mask, relation_head_weights=None
+):
     """Mean `KL(teacher || student)` over relation heads and real tokens.
 
     Args:
         teacher_log_probs: float32 `(batch, relation heads, length, length)`.
         student_log_probs: same layout.
         padding_mask: `(batch, length)`, 1 for a real token.
+        relation_head_weights: sequence of float `(relation heads,)`, mean 1, that the
+            heads are multiplied by. Defaults to none.
 
     Returns:
         float32 `(batch,)`, nats; 0 for a sequence without a real token.
@@ -116,11 +120,20 @@ def relation_kl(teacher_log_probs, student_log_probs, padding_mask):
     )
     keep = ops.cast(ops.cast(padding_mask, "bool"), "float32")  # bl
     per_head = ops.sum(rows * keep[:, None, :], axis=-1)  # ba
+    if relation_head_weights is not None:
+        per_head *= ops.convert_to_tensor(relation_head_weights, "float32")
     num_tokens = ops.maximum(ops.sum(keep, axis=-1), 1.0)
     return ops.mean(per_head, axis=-1) / num_tokens
 
 
-def relation_losses(teacher, student, padding_mask, num_relation_heads, pairs):
+def relation_losses(
+    teacher,
+    student,
+    padding_mask,
+    num_relation_heads,
+    pairs,
+    relation_head_weights=None,
+):
     """Relation divergence of each pair of projections.
 
     Args:
@@ -130,6 +143,7 @@ def relation_losses(teacher, student, padding_mask, num_relation_heads, pairs):
         padding_mask: `(batch, length)`, 1 for a real token.
         num_relation_heads: int. Must divide both full widths.
         pairs: iterable of two letters of q, k, v: rows, columns.
+        relation_head_weights: as for `relation_kl`.
 
     Returns:
         dict by pair of float32 `(batch,)`, nats.
@@ -151,5 +165,6 @@ def relation_losses(teacher, student, padding_mask, num_relation_heads, pairs):
             relation_log_probs(teacher[rows], teacher[columns], padding_mask),
             relation_log_probs(student[rows], student[columns], padding_mask),
             padding_mask,
+            relation_head_weights,
         )
     return losses

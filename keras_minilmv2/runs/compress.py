@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -32,10 +31,9 @@ from keras_minilmv2.runs.supervised import (
     load_dev_splits,
     save_task_model,
     task_of,
-    train_model,
     with_backbone,
 )
-from keras_minilmv2.training.supervised import compiled
+from keras_minilmv2.runs.teacher import compared_relations, train_with_teacher
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.checksums import sha256
 from keras_minilmv2.utils.files import (
@@ -76,6 +74,9 @@ class CompressionSettings(Settings):
         num_train_examples: int. Fine-tune on N examples. Defaults to all.
         distill: float from 0 to 1. The share of the fine-tuning loss that compares the
             outputs with those of the whole model; the rest is the task's.
+        relation_weight: float. Of the relation loss, which fine-tuning adds: between
+            the queries, keys and values of the whole model's last layer and those of
+            the smaller one's; of an earlier layer if the last one has no heads left.
 
     Raises:
         ValueError, TypeError: if a value is out of its range or of another type.
@@ -98,6 +99,7 @@ class CompressionSettings(Settings):
     batch_size: int | None = None
     num_train_examples: int | None = None
     distill: float = 0.5
+    relation_weight: float = 0.0
 
     def check(self):
         """Raises unless all values are in their ranges."""
@@ -114,6 +116,7 @@ class CompressionSettings(Settings):
             if getattr(self, name) is not None:
                 check_int(**{name: getattr(self, name)})
         check_number(least=0, most=1, distill=self.distill)
+        check_number(least=0, relation_weight=self.relation_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +190,8 @@ def compress(
        the budget is met by measuring the result, not only by the table it is planned
        with.
     3. Least squares: new output matrices, so that each layer gives what it gave.
-    4. If asked for, fine-tuning with the whole model as a teacher.
+    4. If asked for, fine-tuning with the whole model as a teacher: of outputs, and of
+       relations.
 
     The directory then holds `model/`, of the same kind as the given one, `metrics.json`
     and `predictions/` of it on the dev splits, `importance.npz`, `layers.png`,
@@ -345,6 +349,9 @@ def _search(setup):
         )
     masks = kept.head_mask, kept.neuron_mask
     model = with_backbone(task, saved.model, prune_heads(backbone, *masks))
+    if settings.epochs and settings.relation_weight:
+        layer, num_relation_heads = compared_relations(backbone, model.backbone)
+        log(f"Relation loss: layer {layer}, {num_relation_heads} relation heads.")
     scores["pruned"] = _score(setup, model)
     if settings.least_squares and not family_of(backbone).shares_blocks:
         with _timed(seconds, "least squares"):
@@ -382,41 +389,18 @@ def _fine_tune(setup, model):
     settings, task = setup.settings, setup.task
     generator = np.random.default_rng((settings.seed, 2))
     rows = generator.permutation(setup.train.training_rows())
-    teacher = task.training_model(setup.saved.model)
-    predict = compiled(lambda inputs: teacher(inputs, training=False))
-    share = settings.distill
-
-    def loss(targets, outputs):
-        targets, wanted = targets
-        divergences = [
-            _divergence(*pair)
-            for pair in zip(
-                keras.tree.flatten(wanted), keras.tree.flatten(outputs), strict=True
-            )
-        ]
-        divergence = sum(divergences) / len(divergences)
-        return (1 - share) * task.loss(targets, outputs) + share * divergence
-
-    return train_model(
+    return train_with_teacher(
         task,
         model,
+        setup.saved.model,
         setup.train,
         Cell(settings.learning_rate, settings.epochs, settings.seed),
+        distill=settings.distill,
+        relation_weight=settings.relation_weight,
         rows=rows[: settings.num_train_examples],
         batch_size=settings.batch_size or task.batch_size,
         progress_stream=setup.progress_stream,
-        loss=loss,
-        with_targets=lambda inputs, targets: (targets, predict(inputs)),
     )
-
-
-def _divergence(teacher, student):
-    """KL divergence of the last axis, in nats, or the squared error of one output."""
-    if teacher.shape[-1] == 1:
-        return keras.ops.mean(keras.ops.square(teacher - student))
-    log_teacher = keras.ops.log_softmax(teacher)
-    terms = keras.ops.exp(log_teacher) * (log_teacher - keras.ops.log_softmax(student))
-    return keras.ops.mean(keras.ops.sum(terms, axis=-1))
 
 
 def _finish(setup, found, directory, compared):
@@ -547,6 +531,13 @@ def _report(setup, compression, found, compared, evaluations, losses):
         report.fact(f"seconds of {name}", round(value, 1), clock(value))
     if losses:
         report.fact("training loss by epoch", losses)
+        if settings.relation_weight:
+            layer, num_relation_heads = compared_relations(whole, smaller)
+            report.fact(
+                "relation loss",
+                [layer, num_relation_heads],
+                f"layer {layer}, {num_relation_heads} relation heads",
+            )
     size = weight_bytes(compression.output_dir / "model")
     report.fact("weights on disk", size, megabytes(size))
     report.closing(

@@ -7,7 +7,12 @@ from keras_minilmv2.backbones.families import family_of, vocabulary_size
 from keras_minilmv2.backbones.loading import load_backbone
 from keras_minilmv2.backbones.preset_files import weight_bytes
 from keras_minilmv2.backbones.projections import block_calls
-from keras_minilmv2.backbones.pruned import is_pruned, layer_counts, layer_width
+from keras_minilmv2.backbones.pruned import (
+    is_pruned,
+    last_layer_with_heads,
+    layer_counts,
+    layer_width,
+)
 from keras_minilmv2.utils.tables import count, megabytes
 
 
@@ -34,15 +39,11 @@ def paper_settings(backbone):
         if shape == (24, 1024):
             return family.large_teacher_layer, 64, "the paper's for this shape"
     # 64 of 1024 and 48 of 768 are both 16 channels a head; the layer is a guess.
-    if is_pruned(backbone):
-        with_heads = [
-            n for n, heads in enumerate(layer_counts(backbone)[0], 1) if heads
-        ]
-        if not with_heads:
-            return depth, 0, "no layer has heads: nothing to distil relations of"
-        depth = with_heads[-1]
-    heads = math.gcd(48, layer_width(backbone, depth))
-    return depth, heads, "not in the paper: last layer, and 48 heads or what divides"
+    layer = last_layer_with_heads(backbone)
+    if not layer:
+        return depth, 0, "no layer has heads: nothing to distil relations of"
+    heads = math.gcd(48, layer_width(backbone, layer))
+    return layer, heads, "not in the paper: last layer, and 48 heads or what divides"
 
 
 def model_facts(preset):

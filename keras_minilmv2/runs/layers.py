@@ -171,6 +171,12 @@ def choose_layer(
                 "which trains all students on one device. "
                 f"Received: {name}={getattr(recipe, name)!r}."
             )
+    if recipe.relation_head_weights is not None:
+        raise ValueError(
+            "`relation_head_weights` must be None to choose a layer: they belong to "
+            "the heads of one. Received: a recipe with "
+            f"{len(recipe.relation_head_weights)} of them."
+        )
     started = time.perf_counter()
     probe_settings = FineTuningSettings(
         learning_rate=learning_rate,

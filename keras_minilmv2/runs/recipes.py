@@ -4,8 +4,9 @@ import runpy
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
+from keras_minilmv2.distillation.head_weights import check_relation_head_weights
 from keras_minilmv2.distillation.initialization import Initialization
-from keras_minilmv2.distillation.objectives import OBJECTIVES
+from keras_minilmv2.distillation.objectives import OBJECTIVES, objective_for
 from keras_minilmv2.runs.settings import Settings
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 
@@ -44,6 +45,9 @@ class Recipe(Settings):
             (no teacher).
         num_relation_heads: int.
         relation_weights: dict of float by pair of letters q, k, v.
+        relation_head_weights: tuple of float or None. One for each relation head, for
+            `"relations"`; only their ratios matter. See
+            `keras_minilmv2.relation_head_weights`, which computes them.
         whole_words: bool. Whether `"masked_tokens"` masks whole words.
         corpus: tuple of str. Files, directories, globs, `-`, or `tfds:` data sets.
         document_separator: str. `"blank_line"`, `"line"` or `"file"`.
@@ -95,6 +99,7 @@ class Recipe(Settings):
     relation_weights: dict[str, float] = field(
         default_factory=lambda: {"qq": 1.0, "kk": 1.0, "vv": 1.0}
     )
+    relation_head_weights: tuple[float, ...] | None = None
     whole_words: bool = False
     # Data.
     corpus: tuple[str, ...]
@@ -192,6 +197,15 @@ class Recipe(Settings):
             )
         check_choice(DTYPE_POLICIES, dtype_policy=self.dtype_policy)
         check_choice(OBJECTIVES, objective=self.objective)
+        if self.relation_head_weights is not None:
+            objective_for(
+                self.objective,
+                lambda each: each.weighs_heads,
+                "to weigh relation heads",
+            )
+            check_relation_head_weights(
+                self.relation_head_weights, self.num_relation_heads
+            )
 
 
 def load_recipe(path):

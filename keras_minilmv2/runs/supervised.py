@@ -9,6 +9,7 @@ from keras_minilmv2.backbones.saving import check_space
 from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.registry import get_task
 from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
+from keras_minilmv2.heads.pruning import prune_heads
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
 from keras_minilmv2.training.supervised import NotFiniteError, train
@@ -88,6 +89,7 @@ def train_model(
     weight_decay=0.01,
     dtype_policy="float32",
     progress_stream=None,
+    training_model=None,
     loss=None,
     with_targets=None,
 ):
@@ -104,6 +106,8 @@ def train_model(
         weight_decay: float.
         dtype_policy: str, the model's.
         progress_stream: text stream. Defaults to standard error.
+        training_model: Keras model of the same weights, whose outputs the loss is
+            given. Defaults to the task's.
         loss: function of targets and outputs. Defaults to the task's.
         with_targets: function of a batch's inputs and targets that returns what the
             loss is given in place of the targets. Defaults to the targets.
@@ -135,7 +139,7 @@ def train_model(
     progress.start()
     try:
         return train(
-            task.training_model(model),
+            training_model or task.training_model(model),
             loss or task.loss,
             optimizer,
             batches,
@@ -200,6 +204,31 @@ def with_backbone(task, model, backbone):
     for ours, theirs in zip(_head_weights(new), _head_weights(model), strict=True):
         ours.assign(theirs)
     return new
+
+
+def removal_metric(task, model, features, split, examples):
+    """What a model scores without some of its heads and neurons, and without training.
+
+    Args:
+        task: `Task`.
+        model: as `task.model` builds it.
+        features: `Features` of the split.
+        split: str.
+        examples: as `Task.load` gives them.
+
+    Returns:
+        function of a head mask and a neuron mask, or None, that returns the main metric
+        of the task, as `removal_curve` takes it.
+    """
+
+    def metric(head_mask, neuron_mask=None):
+        smaller = prune_heads(model.backbone, head_mask, neuron_mask)
+        smaller = with_backbone(task, model, smaller)
+        return task.evaluate(smaller, features, split, examples).metrics[
+            task.main_metric
+        ]
+
+    return metric
 
 
 def _head_weights(model):

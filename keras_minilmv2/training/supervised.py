@@ -106,10 +106,10 @@ def train(model, loss, optimizer, epochs, on_step=None, jit_compile=False):
 
 
 def compiled(function, jit_compile=False):
-    """A function compiled at its first call, for arguments of that kind and any size.
+    """A function compiled at its first call, for any batch and length.
 
     Args:
-        function: function of structures of tensors.
+        function: function of structures of tensors, whose first two axes may change.
         jit_compile: bool. Whether XLA compiles it, once for each shape.
 
     Returns:
@@ -120,12 +120,16 @@ def compiled(function, jit_compile=False):
     def call(*arguments):
         nonlocal concrete
         if concrete is None:
-            specs = tf.nest.map_structure(
-                lambda value: tf.TensorSpec([None] * value.ndim, value.dtype), arguments
-            )
+            specs = tf.nest.map_structure(_any_length, arguments)
             # Not the tf.function itself: it warns where a grid makes many of them.
             graph = tf.function(function, jit_compile=jit_compile or None)
             concrete = graph.get_concrete_function(*specs)
         return concrete(*arguments)
 
     return call
+
+
+def _any_length(value):
+    """The `tf.TensorSpec` of tensors that differ in their first two axes only."""
+    shape = [None] * min(value.ndim, 2) + list(value.shape[2:])
+    return tf.TensorSpec(shape, value.dtype)

@@ -43,14 +43,20 @@ def spread(backbone, seed):
     return backbone
 
 
-def make_distiller(optimizer="sgd", dropout=0.0, dtype=None, **options):
+def make_distiller(
+    optimizer="sgd", dropout=0.0, dtype=None, head_weights=None, **options
+):
     teacher = spread(keras_hub.models.BertBackbone(**SIZES, dtype=dtype), 0)
     sizes = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
     student = km.student_backbone(
         teacher, **sizes, dropout=dropout, dtype=dtype, seed=1
     )
     distiller = km.RelationDistiller(
-        teacher, spread(student, 1), teacher_layer=2, num_relation_heads=4
+        teacher,
+        spread(student, 1),
+        teacher_layer=2,
+        num_relation_heads=4,
+        relation_head_weights=head_weights,
     )
     distiller.compile(optimizer=optimizer, **options)
     return teacher, distiller
@@ -108,8 +114,9 @@ def test_what_needs_tensorflow_is_refused_in_one_sentence():
         )
 
 
-def test_evaluate_gives_the_oracle_of_the_projections():
-    teacher, distiller = make_distiller()
+@pytest.mark.parametrize("head_weights", [None, [0.0, 1.0, 3.0, 2.0]])
+def test_evaluate_gives_the_oracle_of_the_projections(head_weights):
+    teacher, distiller = make_distiller(head_weights=head_weights)
     value = distiller.evaluate([BATCHES[0]], return_dict=True, verbose=0)
     inputs = {**BATCHES[0], "segment_ids": np.zeros_like(BATCHES[0]["token_ids"])}
     theirs = jax.jit(km.qkv_model(teacher, 2))(inputs)
@@ -117,7 +124,7 @@ def test_evaluate_gives_the_oracle_of_the_projections():
     mask = BATCHES[0]["padding_mask"]
     assert list(value) == ["kk", "loss", "qq", "vv"]
     for pair in ("qq", "kk", "vv"):
-        expected = relation_loss(theirs, ours, mask, 4, {pair: 1.0})
+        expected = relation_loss(theirs, ours, mask, 4, {pair: 1.0}, head_weights)
         assert value[pair] == pytest.approx(expected, rel=1e-4)
     total = value["qq"] + value["kk"] + value["vv"]
     assert value["loss"] == pytest.approx(total, rel=1e-5)
@@ -260,6 +267,7 @@ def test_every_objective_trains(objective, options):
         teacher_layer=2,
         num_relation_heads=4,
         relation_weights={"qq": 1.0},
+        relation_head_weights=None,
         whole_words=False,
         seed=0,
     )

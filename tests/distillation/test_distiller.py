@@ -432,6 +432,14 @@ def test_relation_loss_excludes_its_arguments(teacher):
     student = make_student(teacher)
     with pytest.raises(ValueError, match="`relation_loss` must not be combined"):
         make_distiller(teacher, student, relation_loss=RelationLoss(4))
+    with pytest.raises(ValueError, match="relation_head_weights=.1.0, 1.0."):
+        make_distiller(
+            teacher,
+            student,
+            num_relation_heads=None,
+            relation_loss=RelationLoss(2),
+            relation_head_weights=[1.0, 1.0],
+        )
     with pytest.raises(ValueError, match="`num_relation_heads` must be given"):
         make_distiller(teacher, student, num_relation_heads=None)
 

@@ -14,6 +14,7 @@ SETTINGS = SimpleNamespace(
     teacher_layer=4,
     num_relation_heads=8,
     relation_weights={"qq": 1.0, "kv": 0.0},
+    relation_head_weights=None,
     whole_words=True,
     seed=3,
 )
@@ -51,6 +52,13 @@ def test_an_objective_is_described_in_words():
     assert title == "Distillation of bert to 6x384, 8 relation heads"
     rows = [["teacher", "bert, layer 4"], ["relation heads", "8"]]
     assert objective.facts(SETTINGS) == rows
+    weighted = SimpleNamespace(
+        **{**vars(SETTINGS), "relation_head_weights": (1.0, 3.0) * 4}
+    )
+    assert objective.facts(weighted)[1][1] == "8, with weights from 0.50 to 1.50"
+    teacher = make_teacher()
+    trainer = objective.make_trainer(teacher, make_student(teacher), None, weighted)
+    assert trainer.relation_loss.relation_head_weights == (1.0, 3.0) * 4
     masked = OBJECTIVES["masked_tokens"]
     assert masked.title(SETTINGS, "bert", "6x384") == (
         "Masked language modelling of a 6x384 like bert"

@@ -57,16 +57,62 @@ def test_loss_equals_the_oracle_for_weighted_pairs(path):
     assert value == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("num_relation_heads", [2, 6])
-@pytest.mark.parametrize("weights", [dict.fromkeys(PAIRS, 1.0), {"qk": 1.0}])
-def test_gradients_equal_differences_of_the_oracle(weights, num_relation_heads, path):
+HEAD_WEIGHTS = [0.0, 1.0, 4.0, 0.5, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("static_shapes", [True, False])
+def test_loss_equals_the_oracle_with_weighted_relation_heads(path, static_shapes):
+    weights = {"qq": 0.5, "kv": 2.0}
+    # Keras warns of a softmax over the single token of a block, outside a graph.
+    teacher, student, mask = sample(6, lengths=(7, 4, 2))
+    loss = RelationLoss(6, weights, relation_head_weights=HEAD_WEIGHTS, **path)
+    losses, pair_losses = loss.sequence_losses(
+        {**tensors(teacher), "padding_mask": mask}, tensors(student), static_shapes
+    )
+    arguments = teacher, student, mask, 6
+    expected = relation_loss(*arguments, weights, HEAD_WEIGHTS)
+    assert expected != pytest.approx(relation_loss(*arguments, weights), rel=1e-3)
+    assert float(tf.reduce_mean(losses)) == pytest.approx(expected, rel=1e-5)
+    for pair, values in pair_losses.items():
+        expected = relation_loss(*arguments, {pair: 1.0}, HEAD_WEIGHTS)
+        assert float(tf.reduce_mean(values)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_only_ratios_of_the_relation_heads_weights_matter(path):
+    teacher, student, mask = sample(6)
+    plain, fives, weighted, scaled = (
+        loss_value(
+            RelationLoss(6, relation_head_weights=weights, **path),
+            teacher,
+            student,
+            mask,
+        )
+        for weights in (None, [5] * 6, HEAD_WEIGHTS, np.multiply(7.0, HEAD_WEIGHTS))
+    )
+    assert fives == pytest.approx(plain, rel=1e-6)
+    assert scaled == pytest.approx(weighted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_relation_heads", "weights", "head_weights"),
+    [
+        (2, dict.fromkeys(PAIRS, 1.0), None),
+        (6, dict.fromkeys(PAIRS, 1.0), None),
+        (2, {"qk": 1.0}, None),
+        (6, {"qk": 1.0}, None),
+        (6, {"qq": 1.0, "kv": 2.0}, HEAD_WEIGHTS),
+    ],
+)
+def test_gradients_equal_differences_of_the_oracle(
+    num_relation_heads, weights, head_weights, path
+):
     teacher, student, mask = sample(2)
     variables = tensors(student)
     with tf.GradientTape() as tape:
         tape.watch(variables)
-        loss = RelationLoss(num_relation_heads, weights, **path)(
-            {**tensors(teacher), "padding_mask": mask}, variables
-        )
+        loss = RelationLoss(
+            num_relation_heads, weights, relation_head_weights=head_weights, **path
+        )({**tensors(teacher), "padding_mask": mask}, variables)
     gradients = tape.gradient(
         loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
     )
@@ -78,7 +124,9 @@ def test_gradients_equal_differences_of_the_oracle(weights, num_relation_heads, 
 
         def moved(step, direction=direction):
             there = {n: v + step * direction[n] for n, v in student.items()}
-            return relation_loss(teacher, there, mask, num_relation_heads, weights)
+            return relation_loss(
+                teacher, there, mask, num_relation_heads, weights, head_weights
+            )
 
         # Fourth order: float64 then gives nine digits.
         h = 1e-3
@@ -280,3 +328,39 @@ def test_wrong_relation_weights_are_refused(weights, message):
 def test_relation_weights_must_be_a_dict():
     with pytest.raises(TypeError, match="`relation_weights` must be a dict"):
         RelationLoss(4, ["qq"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (
+            [1.0] * 5,
+            ValueError,
+            "a weight for each relation head. Received: weig",
+        ),
+        (1.0, ValueError, "weights of shape \\(\\), num_relation_heads=6"),
+        ([1.0] * 5 + [-1.0], ValueError, "finite values of at least 0. Received: -1"),
+        (
+            [1.0] * 5 + [np.inf],
+            ValueError,
+            "values of at least 0. Received: inf",
+        ),
+        ([0.0] * 6, ValueError, "a value above 0. Received: 6 values, none above 0"),
+        (["a"] * 6, TypeError, "`relation_head_weights` must be a sequence of float"),
+        ([[1.0], [1.0, 2.0]], TypeError, "`relation_head_weights` must be a sequence"),
+    ],
+)
+def test_wrong_weights_of_relation_heads_are_refused(weights, error, message):
+    with pytest.raises(error, match=message):
+        RelationLoss(6, relation_head_weights=weights)
+
+
+def test_weights_of_relation_heads_survive_serialization():
+    loss = RelationLoss(6, relation_head_weights=HEAD_WEIGHTS)
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(loss)
+    )
+    teacher, student, mask = sample()
+    values = [loss_value(each, teacher, student, mask) for each in (loss, again)]
+    assert values[0] == values[1]
+    assert list(again.relation_head_weights) == HEAD_WEIGHTS

@@ -10,8 +10,16 @@ def log_softmax(row):
     return row - np.log(np.exp(row).sum())
 
 
-def relation_loss(teacher, student, padding_mask, num_relation_heads, weights):
-    """Equations 5 to 8 of Wang et al., 2021, a sequence at a time."""
+def relation_loss(
+    teacher, student, padding_mask, num_relation_heads, weights, head_weights=None
+):
+    """Equations 5 to 8 of Wang et al., 2021, a sequence at a time.
+
+    `head_weights` are those of relation heads, which the paper does not have.
+    """
+    if head_weights is None:
+        head_weights = np.ones(num_relation_heads)
+    head_weights = np.asarray(head_weights, "float64") / np.mean(head_weights)
     total = 0.0
     batch = len(padding_mask)
     for b in range(batch):
@@ -22,7 +30,7 @@ def relation_loss(teacher, student, padding_mask, num_relation_heads, weights):
                 p = log_relation(teacher, b, real, pair, a, num_relation_heads)
                 q = log_relation(student, b, real, pair, a, num_relation_heads)
                 for t in range(len(real)):
-                    kl += np.sum(np.exp(p[t]) * (p[t] - q[t]))
+                    kl += head_weights[a] * np.sum(np.exp(p[t]) * (p[t] - q[t]))
             if len(real):
                 total += weight * kl / (num_relation_heads * len(real))
     return total / batch

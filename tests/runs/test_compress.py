@@ -1,6 +1,7 @@
 """`compress`: a fine-tuned model in, a smaller one of the same kind out."""
 
 import json
+import math
 
 import keras_hub
 import numpy as np
@@ -42,6 +43,7 @@ def tuned(tmp_path_factory, data):
 def test_a_model_of_the_same_kind_with_fewer_operations(tuned, data, tmp_path, epochs):
     lines = []
     settings = {**SETTINGS, "speedup": 1.5, "budget": "operations", "epochs": epochs}
+    settings["relation_weight"] = 0.5
 
     def run():
         out = tmp_path / "out"
@@ -61,6 +63,10 @@ def test_a_model_of_the_same_kind_with_fewer_operations(tuned, data, tmp_path, e
     score = evaluate_model(tmp_path / "out", data_dir=data).metrics["accuracy"]
     assert score == found.scores[names[-1]]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert ("relation_loss" in report["facts"]) == bool(epochs)
+    num_relation_heads = math.gcd(48, 4 * found.head_counts[-1])
+    line = f"Relation loss: layer 3, {num_relation_heads} relation heads."
+    assert (line in lines) == bool(epochs)
     heads = [row["heads"] for row in report["tables"]["sizes"]]
     assert heads == [sum(layer_counts(before.backbone)[0]), sum(found.head_counts)]
     assert (tmp_path / "out" / "layers.png").read_bytes()[1:4] == b"PNG"
@@ -108,6 +114,10 @@ def test_a_measured_speed_with_all_neurons_kept(tuned, data, tmp_path):
         (
             ["--distill", "2"],
             "`distill` must be a finite number at least 0 and at most",
+        ),
+        (
+            ["--relation-weight", "-1"],
+            "`relation_weight` must be a finite number at least 0.",
         ),
         (["--task", "mrpc"], "`task`"),
     ],

@@ -181,6 +181,13 @@ def test_the_best_is_the_best_on_average():
     assert trials[2].deviation is None
 
 
+def test_weights_of_one_layers_heads_choose_no_layer(recipe, data, tmp_path):
+    loaded = km.load_recipe(recipe).override(["relation_head_weights=1,2,3,4"])
+    with pytest.raises(ValueError, match="`relation_head_weights` must be None to ch"):
+        choose_layer(loaded, tmp_path / "out", "sst2", data_dir=data)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_layer_whose_probe_diverged_is_never_the_best():
     trials = [LayerTrial(1, 1.0, 0.5, ()), LayerTrial(2, 1.0, 0.6, (0.1,))]
     assert best_trial(trials).layer == 2

@@ -63,6 +63,10 @@ def test_saved_recipe_is_the_same(recipe, tmp_path):
         ("gradient_clip_norm=None", None),
         ("gradient_clip_norm=0.5", 0.5),
         ("relation_weights=qq:1, kv:0.5", {"qq": 1.0, "kv": 0.5}),
+        (
+            f"relation_head_weights={','.join(['1', '0.5'] * 24)}",
+            (1.0, 0.5) * 24,
+        ),
     ],
 )
 def test_one_field_can_be_set_from_text(recipe, assignment, expected):
@@ -117,6 +121,7 @@ def test_later_assignments_win(recipe):
         ("total_steps=1.5", "`total_steps` must be an int"),
         ("total_steps=0", "`total_steps` must be an int of at least 1"),
         ("relation_weights=qq", "`relation_weights` must be a dict of float"),
+        ("relation_head_weights=1,2", "a weight for each relation head. Received: we"),
         ("dtype_policy=int8", "`dtype_policy` must be one of float32, mixed_bfloat16"),
         ("seed", "`--set` must be given as field=value"),
         ("total_step=1", r"no field `total_step`. Did you mean `total_steps`\? Known"),
@@ -137,6 +142,7 @@ def test_wrong_assignments_are_refused(recipe, assignment, message):
         ("corpus", "a.txt", "a tuple of str"),
         ("corpus", [1], "a tuple of str"),
         ("relation_weights", {"qq": "1"}, "a dict of float"),
+        ("relation_head_weights", [1.0, "2"], "a tuple of float or None"),
         ("gradient_clip_norm", "1", "a float or None"),
     ],
 )
@@ -145,6 +151,12 @@ def test_wrong_types_are_refused(field, value, kind):
         TypeError, match=f"`{field}` must be {kind}. Received: {field}="
     ):
         Recipe(**{**FIELDS, field: value})
+
+
+def test_weights_of_relation_heads_are_for_relations():
+    changes = {"relation_head_weights": (1.0,) * 48, "objective": "hidden_states"}
+    with pytest.raises(ValueError, match="must be relations to weigh relation"):
+        Recipe(**{**FIELDS, **changes})
 
 
 @pytest.mark.parametrize("steps", [0, -1_000, 500, 1_500])
