@@ -26,9 +26,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from keras_minilmv2.downstream.batches import training_epochs
 from keras_minilmv2.downstream.saved import load_fine_tuned
-from keras_minilmv2.heads.gates import gated_model
 from keras_minilmv2.heads.importance import attention_entropy, head_importance
 from keras_minilmv2.heads.orders import (
     depth_order,
@@ -40,13 +38,17 @@ from keras_minilmv2.heads.orders import (
     reversed_order,
 )
 from keras_minilmv2.runs.grid import Result, run_grid
-from keras_minilmv2.runs.supervised import task_of
+from keras_minilmv2.runs.supervised import (
+    calibration_batches,
+    removal_metric,
+    task_of,
+)
 from keras_minilmv2.utils.files import replacing_file, write_json
 from keras_minilmv2.utils.tables import markdown_table
 
 SHARES = tuple(step / 10 for step in range(11))
 MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
-NUM_RANDOM, NUM_CALIBRATION, BATCH = 3, 2_048, 32
+NUM_RANDOM, NUM_CALIBRATION = 3, 2_048
 ORDERS = ("absolute", "once", "fisher", "hies", "reversed", "depth")
 ORDERS += tuple(f"random {number}" for number in range(NUM_RANDOM))
 
@@ -63,21 +65,6 @@ class CurveCell:
         return f"{self.task}, seed {self.seed}, {self.order}"
 
 
-class Masked:
-    """A model whose heads are removed by masks."""
-
-    def __init__(self, model, head_mask, neuron_mask):
-        gated = gated_model(model)
-        shape = gated.input["neuron_gate"].shape[1:]
-        neurons = np.ones(shape, "float32") if neuron_mask is None else neuron_mask
-        self.gated = gated
-        self.masks = {"head_gate": head_mask[None], "neuron_gate": neurons[None]}
-
-    def __call__(self, inputs, training=False):
-        """The outputs of the model that is left."""
-        return self.gated({**inputs, **self.masks}, training=training)
-
-
 class Curves:
     """The curves of one fine-tuned model."""
 
@@ -86,14 +73,13 @@ class Curves:
         task = task_of(saved, None, path).with_options(saved.backbone, **saved.sizes)
         self.task, self.model = task, saved.model
         self.seed = int(saved.notes["cell"]["seed"])
-        self.flat = task.training_model(saved.model)
         self.dev_examples = task.load(task.dev_split, data_dir)
         self.dev = task.features(self.dev_examples, saved.backbone, saved.tokenizer)
         train_examples = task.load("train", data_dir)
         train = task.features(train_examples, saved.backbone, saved.tokenizer)
         rows = np.random.default_rng((self.seed, 1)).permutation(train.training_rows())
         rows = rows[:NUM_CALIBRATION]
-        self.batches = list(next(training_epochs(train, BATCH, 1, self.seed, rows)))
+        self.batches = calibration_batches(train, NUM_CALIBRATION, (self.seed, 1))
         self.calibration_examples = train_examples.take(rows)
         self.calibration = task.features(
             self.calibration_examples, saved.backbone, saved.tokenizer
@@ -101,21 +87,13 @@ class Curves:
         backbone = saved.backbone
         self.shape = backbone.num_layers, backbone.num_heads
         self.intermediate_dim = backbone.intermediate_dim
+        self.score = removal_metric(
+            task, saved.model, self.dev, task.dev_split, self.dev_examples
+        )
+        self.calibration_score = removal_metric(
+            task, saved.model, self.calibration, "train", self.calibration_examples
+        )
         self.orders = {}
-
-    def score(self, head_mask, neuron_mask=None):
-        """The main metric on the dev split."""
-        model = Masked(self.flat, head_mask, neuron_mask)
-        task = self.task
-        found = task.evaluate(model, self.dev, task.dev_split, self.dev_examples)
-        return found.metrics[task.main_metric]
-
-    def calibration_score(self, head_mask):
-        """The main metric on the calibration examples."""
-        model = Masked(self.flat, head_mask, None)
-        examples = self.calibration_examples
-        found = self.task.evaluate(model, self.calibration, "train", examples)
-        return found.metrics[self.task.main_metric]
 
     def importance(self, head_mask=None):
         """`HeadImportance` of the calibration examples."""

@@ -34,6 +34,8 @@ _ROBERTA_HEAD = {
     "classifier.out_proj": "output_dense",
 }
 
+_ROBERTA_MASKED_LM = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -45,6 +47,8 @@ class Family:
         tokenizer_class: the keras-nlp tokenizer class.
         masked_lm_class: the keras-nlp model with a head for masked tokens, or None.
         masked_lm_gelu: str. The GELU of that head, named as `gelu` is.
+        masked_lm_names: tuple of str. In transformers, the names of that head's dense
+            layer, layer normalization and output bias.
         vocabulary_argument: str. What the backbone class calls its vocabulary size.
         has_segments: bool. Whether the backbone has a segment embedding and reads
             `segment_ids`.
@@ -86,6 +90,7 @@ class Family:
     tokenizer_class: type
     masked_lm_class: type | None
     masked_lm_gelu: str = "gelu"
+    masked_lm_names: tuple[str, str, str] | None = None
     vocabulary_argument: str = "vocabulary_size"
     has_segments: bool = False
     has_pooler: bool = False
@@ -122,6 +127,11 @@ FAMILIES = (
         backbone_class=keras_hub.models.BertBackbone,
         tokenizer_class=keras_hub.models.BertTokenizer,
         masked_lm_class=keras_hub.models.BertMaskedLM,
+        masked_lm_names=(
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.bias",
+        ),
         has_segments=True,
         has_pooler=True,
         large_teacher_layer=21,
@@ -138,6 +148,7 @@ FAMILIES = (
         backbone_class=keras_hub.models.XLMRobertaBackbone,
         tokenizer_class=keras_hub.models.XLMRobertaTokenizer,
         masked_lm_class=keras_hub.models.XLMRobertaMaskedLM,
+        masked_lm_names=_ROBERTA_MASKED_LM,
         num_padding_positions=2,
         num_separators=2,
         second_segment=0,
@@ -157,6 +168,7 @@ FAMILIES = (
         backbone_class=keras_hub.models.RobertaBackbone,
         tokenizer_class=keras_hub.models.RobertaTokenizer,
         masked_lm_class=keras_hub.models.RobertaMaskedLM,
+        masked_lm_names=_ROBERTA_MASKED_LM,
         num_padding_positions=2,
         num_separators=2,
         second_segment=0,
@@ -177,6 +189,11 @@ FAMILIES = (
         tokenizer_class=keras_hub.models.AlbertTokenizer,
         masked_lm_class=keras_hub.models.AlbertMaskedLM,
         masked_lm_gelu="gelu_pytorch_tanh",
+        masked_lm_names=(
+            "predictions.dense",
+            "predictions.LayerNorm",
+            "predictions.bias",
+        ),
         has_segments=True,
         has_pooler=True,
         has_embedding_dim=True,
@@ -204,6 +221,7 @@ FAMILIES = (
         backbone_class=keras_hub.models.DistilBertBackbone,
         tokenizer_class=keras_hub.models.DistilBertTokenizer,
         masked_lm_class=keras_hub.models.DistilBertMaskedLM,
+        masked_lm_names=("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
         model_type="distilbert",
         transformers_prefix="DistilBert",
         scope="distilbert.",

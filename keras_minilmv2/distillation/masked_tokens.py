@@ -1,16 +1,19 @@
 """Pre-training by masked language modelling, without a teacher."""
 
-from pathlib import Path
-
 import keras
 import keras_hub
 import numpy as np
 from keras import ops
 
 from keras_minilmv2.backbones.families import family_of
+from keras_minilmv2.backbones.hugging_face.weights import (
+    has_masked_lm_head,
+    load_masked_lm_head,
+)
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.precision import look_up_before_casting
 from keras_minilmv2.backbones.preset_files import (
+    find_file,
     first_line,
     is_masked_lm,
     preset_error,
@@ -20,6 +23,7 @@ from keras_minilmv2.backbones.variants import GELUS, rebuild
 from keras_minilmv2.distillation.trainer import StudentTrainer
 
 MASK_SHARE = 0.15
+_HEAD_FILE = "task.weights.h5"
 # Of the chosen tokens: replaced by the mask token, and by any token.
 _TO_MASK, _TO_ANY = 0.8, 0.1
 
@@ -187,11 +191,19 @@ class MaskedTokenTrainer(StudentTrainer):
         return ops.sum(share * losses, axis=-1), {"accuracy": accuracy}
 
 
-def load_masked_token_trainer(path, whole_words=False, seed=0, dtype=None):
-    """Loads a student and its trained head, as `pretrain` writes them.
+def has_masked_token_head(preset):
+    """Whether `load_masked_token_trainer` finds a head beside an encoder."""
+    return is_masked_lm(preset) or has_masked_lm_head(preset)
+
+
+def load_masked_token_trainer(preset, whole_words=False, seed=0, dtype=None):
+    """Loads an encoder and its trained head for masked tokens.
 
     Args:
-        path: str or path. A preset of a `keras_hub.models.MaskedLM`.
+        preset: str or path. What `pretrain` wrote, another preset of a
+            `keras_hub.models.MaskedLM`, or transformers' `...ForMaskedLM` or
+            `...ForPreTraining` of a family other than ELECTRA. The epsilon of
+            keras-hub's head, 1e-5, takes the place of transformers'.
         whole_words: bool, as for `MaskedTokenTrainer`.
         seed: int, of the choice of tokens.
         dtype: str or `keras.DTypePolicy`, as for `load_backbone`.
@@ -200,24 +212,28 @@ def load_masked_token_trainer(path, whole_words=False, seed=0, dtype=None):
         `MaskedTokenTrainer`, to be compiled before it is trained or evaluated.
 
     Raises:
-        ValueError: if there is no head, or something cannot be read.
+        TypeError, ValueError, ConnectionError: as `load_backbone`, and if there is no
+            head.
     """
-    if not is_masked_lm(path):
+    if not has_masked_token_head(preset):
         raise preset_error(
-            path,
-            "have a head for masked tokens, a task.json of a MaskedLM as `pretrain` "
-            "writes it",
+            preset,
+            "have a head for masked tokens, as `pretrain` writes it, or transformers' "
+            "...ForMaskedLM",
         )
-    student = load_backbone(path, dtype=dtype)
-    trainer = MaskedTokenTrainer(student, load_tokenizer(path), whole_words, seed)
+    student = load_backbone(preset, dtype=dtype)
+    trainer = MaskedTokenTrainer(student, load_tokenizer(preset), whole_words, seed)
+    if not is_masked_lm(preset):
+        load_masked_lm_head(str(preset), family_of(student), trainer.head)
+        return trainer
     model = trainer.model_to_save
     try:
-        model.load_task_weights(str(Path(path, "task.weights.h5")))
+        model.load_task_weights(find_file(str(preset), _HEAD_FILE))
     except Exception as error:
         # keras and h5py raise OSError, KeyError, ValueError and TypeError here.
         raise preset_error(
-            path,
-            "hold a task.weights.h5 that can be read and fits its task.json",
+            preset,
+            f"hold a {_HEAD_FILE} that can be read and fits its task.json",
             error=first_line(error),
         ) from error
     trainer.head.set_weights(model.masked_lm_head.get_weights())

@@ -1,11 +1,16 @@
 """Which tokens are masked, what the loss is, and what is trained."""
 
+import json
+import shutil
+from pathlib import Path
+
 import keras
 import keras_hub
 import numpy as np
 import pytest
 import small_tokenizers
 import tensorflow as tf
+from safetensors.numpy import load_file, save_file
 from small_trainers import (
     NUM_SPECIAL,
     VOCABULARY,
@@ -16,13 +21,18 @@ from small_trainers import (
 )
 
 import keras_minilmv2 as km
+from keras_minilmv2.backbones.families import zero_segment_ids
 from keras_minilmv2.backbones.variants import Variant, set_variant, variant_of
 from keras_minilmv2.distillation.masked_tokens import (
     MaskedTokenTrainer,
     begins_word,
+    has_masked_token_head,
     load_masked_token_trainer,
     special_token_ids,
 )
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+HEADS = json.loads((REFERENCE / "masked_lm.json").read_text())
 
 
 def make_trainer(dropout=0.0, **kwargs):
@@ -248,3 +258,54 @@ def test_student_and_head_are_saved_and_loaded(dtype, tmp_path):
     km.save_student(student, make_tokenizer(), tmp_path)
     with pytest.raises(ValueError, match="have a head for masked tokens"):
         load_masked_token_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("directory", sorted(HEADS))
+def test_heads_of_transformers_are_loaded(directory, tmp_path):
+    """Logits as PyTorch computes them; see tests/reference/make_masked_lm.py."""
+    expected = HEADS[directory]
+    path = copy_with_head(directory, tmp_path / "model")
+    trainer = load_masked_token_trainer(path)
+    ids = np.array([expected["token_ids"]], "int32")
+    inputs = zero_segment_ids(
+        trainer.student, {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    )
+    (states,) = trainer.student_part(inputs).values()
+    logits = trainer.head(states, np.array([[1, ids.shape[1] - 1]]))
+    # The head of keras-hub has another epsilon.
+    np.testing.assert_allclose(logits[0], expected["logits"], rtol=2e-4, atol=2e-4)
+    assert has_masked_token_head(path)
+    assert not has_masked_token_head(REFERENCE / directory)
+    with pytest.raises(ValueError, match="have a head for masked tokens"):
+        load_masked_token_trainer(REFERENCE / directory)
+
+
+def test_a_head_of_transformers_that_does_not_fit_is_named(tmp_path):
+    path = copy_with_head("roberta_teacher", tmp_path / "model", {"lm_head.bias": [0]})
+    with pytest.raises(ValueError, match="a weight lm_head.bias that fits"):
+        load_masked_token_trainer(path)
+
+
+def copy_with_head(directory, path, changes=None):
+    """A model of transformers with the head that the reference was made with."""
+    expected = HEADS[directory]
+    shutil.copytree(REFERENCE / directory, path)
+    dense, norm, bias = expected["names"]
+    inner, rows = expected["inner"], expected["vocabulary_size"]
+    generator = np.random.default_rng(0)
+    shapes = {
+        f"{dense}.weight": (inner, expected["width"]),
+        f"{dense}.bias": inner,
+        f"{norm}.weight": inner,
+        f"{norm}.bias": inner,
+        bias: rows,
+    }
+    weights = load_file(path / "model.safetensors")
+    weights |= {
+        name: generator.normal(size=shape).astype("float32")
+        for name, shape in shapes.items()
+    }
+    for name, value in (changes or {}).items():
+        weights[name] = np.array(value, "float32")
+    save_file(weights, path / "model.safetensors")
+    return path

@@ -109,6 +109,57 @@ def load_hugging_face_backbone(preset, config, family, sizes, dtype=None):
     return backbone
 
 
+def has_masked_lm_head(preset):
+    """Whether a Hugging Face model has a head for masked tokens beside its encoder.
+
+    Raises:
+        TypeError, ValueError: as `check_preset` and `read_config`.
+    """
+    preset = check_preset(preset)
+    config = read_config(preset)
+    if not is_hugging_face(config):
+        return False
+    family = hugging_face_family(preset, config)
+    if family.masked_lm_names is None:
+        return False
+    _check_weights_file(preset)
+    with WeightLoader(preset, family.scope) as loader:
+        return family.masked_lm_names[-1] in loader.names
+
+
+def load_masked_lm_head(preset, family, head):
+    """Fills in a head for masked tokens.
+
+    Args:
+        preset: str. A hub handle or a directory.
+        family: `Family`.
+        head: a built `keras_hub.layers.MaskedLMHead`.
+
+    Raises:
+        ValueError: if a weight is missing, damaged or of another shape.
+    """
+    dense, norm, bias = family.masked_lm_names
+    with WeightLoader(preset, family.scope) as loader:
+        for variable, name in (
+            (head._intermediate_dense.kernel, f"{dense}.weight"),
+            (head._intermediate_dense.bias, f"{dense}.bias"),
+            (head._intermediate_layer_norm.gamma, f"{norm}.weight"),
+            (head._intermediate_layer_norm.beta, f"{norm}.bias"),
+            (head._bias, bias),
+        ):
+            weight = loader.read(name)
+            if variable is head._intermediate_dense.kernel:
+                weight = weight.T
+            if weight.shape != tuple(variable.shape):
+                raise preset_error(
+                    preset,
+                    f"hold a weight {name} that fits its config.json",
+                    saved_shape=weight.shape,
+                    expected_shape=tuple(variable.shape),
+                )
+            variable.assign(weight)
+
+
 def refuse_head(argument, preset):
     """Raises if a Hugging Face model was fine-tuned: its head would be lost.
 
@@ -208,19 +259,23 @@ class WeightLoader(SafetensorLoader):
 
     def _find_name(self, hf_weight_key):
         """The name of a weight as saved, or None."""
-        name = self.prefix + hf_weight_key.removeprefix(self._scope)
+        return self._saved_name(self.prefix + hf_weight_key.removeprefix(self._scope))
+
+    def _saved_name(self, name):
         # Names of checkpoints converted from TensorFlow 1.
         old_name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
         old_name = old_name.replace("LayerNorm.bias", "LayerNorm.beta")
         return next((n for n in (name, old_name) if n in self._names), None)
 
     def get_tensor(self, hf_weight_key):
-        """A weight as a float32 array."""
-        name = self._find_name(hf_weight_key)
+        """A weight of the encoder as a float32 array."""
+        return self.read(self.prefix + hf_weight_key)
+
+    def read(self, full_name):
+        """A weight, in or beside the encoder, as a float32 array."""
+        name = self._saved_name(full_name)
         if name is None:
-            raise preset_error(
-                self.preset, f"hold the weight {self.prefix + hf_weight_key}"
-            )
+            raise preset_error(self.preset, f"hold the weight {full_name}")
         file = self._names[name]
         try:
             tensor = self._open(file).get_tensor(name)
