@@ -34,7 +34,7 @@ EXPORT = ["export", "{tuned}", "--sequence-length", "16"]
 HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
 DEMO = ["demo", "--teacher", "{wide}", "--corpus", "{texts}", "--steps", "2"]
 LAYERS = ["layers", "{recipe}", "--task", "sst2", "--data-dir", "{data}"]
-LAYERS += ["--steps", "4", "--epochs", "1", "--layers", "2", "3", *SETTINGS[4:]]
+LAYERS += ["--steps", "2", "--epochs", "1", "--layers", "3", "--set", "log_every=1"]
 
 # What is there before, if anything, and the command that is killed.
 COMMANDS = {
