@@ -1,8 +1,6 @@
 """A recipe: everything that decides what one run does."""
 
-import runpy
 from dataclasses import InitVar, dataclass, field
-from pathlib import Path
 
 from keras_minilmv2.distillation.head_weights import check_relation_head_weights
 from keras_minilmv2.distillation.initialization import Initialization
@@ -222,28 +220,4 @@ def load_recipe(path):
         ValueError: if it holds no recipe, or a field is unknown or missing.
         TypeError: if a field has a value of the wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"`recipe` must be a .py or .json file. Received: recipe={path}."
-        )
-    if path.suffix == ".json":
-        return Recipe.load(path)
-    try:
-        recipe = runpy.run_path(str(path)).get("recipe")
-    except TypeError as error:
-        raise Recipe.constructor_error(error, path) from None
-    except (ValueError, OSError, ImportError):
-        raise
-    except Exception as error:
-        # Whatever a file of Python can raise: it may have been no Python at all.
-        raise ValueError(
-            "`recipe` must be a Python file that runs. "
-            f"Received: recipe={path} ({type(error).__name__}: {error})."
-        ) from error
-    if not isinstance(recipe, Recipe):
-        raise ValueError(
-            "`recipe` must be a Python file that sets `recipe = Recipe(...)`. "
-            f"Received: recipe={path}."
-        )
-    return recipe
+    return Recipe.load_recipe(path)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import runpy
 import types
 import typing
 from dataclasses import dataclass
@@ -94,6 +95,44 @@ class Settings:
                 f"Received: {path} with a {type(fields).__name__}."
             )
         return cls.from_fields(fields, path)
+
+    @classmethod
+    def load_recipe(cls, path):
+        """Reads a recipe file.
+
+        Args:
+            path: str or path of a `.py` file that sets `recipe`, or of a `.json` file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds no such settings, or a field is unknown or missing.
+            TypeError: if a field has a value of the wrong type.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"`recipe` must be a .py or .json file. Received: recipe={path}."
+            )
+        if path.suffix == ".json":
+            return cls.load(path)
+        try:
+            recipe = runpy.run_path(str(path)).get("recipe")
+        except TypeError as error:
+            raise cls.constructor_error(error, path) from None
+        except (ValueError, OSError, ImportError):
+            raise
+        except Exception as error:
+            # Whatever a file of Python can raise: it may have been no Python at all.
+            raise ValueError(
+                "`recipe` must be a Python file that runs. "
+                f"Received: recipe={path} ({type(error).__name__}: {error})."
+            ) from error
+        if not isinstance(recipe, cls):
+            raise ValueError(
+                f"`recipe` must be a Python file that sets `recipe = {cls.__name__}"
+                f"(...)`. Received: recipe={path}."
+            )
+        return recipe
 
     @classmethod
     def from_fields(cls, fields, source=None):
