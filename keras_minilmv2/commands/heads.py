@@ -1,5 +1,7 @@
 """`keras-minilmv2 heads`: which attention heads matter."""
 
+import dataclasses
+
 from keras_minilmv2.commands.parsing import (
     add_assignments,
     add_command,
@@ -22,10 +24,14 @@ def add(commands):
       --data-dir glue_data --output-dir out/heads
   keras-minilmv2 heads study out/mine_mlm/student --corpus out/mine_mlm/prepared \\
       --task sst2 mrpc cola stsb --data-dir glue_data --seed 0 1 2 3 \\
-      --shares 0 0.1 0.25 0.5 0.75 --student out/mine/student --output-dir out/heads""",
+      --shares 0 0.1 0.25 0.5 0.75 --student out/mine/student --output-dir out/heads
+  keras-minilmv2 heads study out/mine_mlm/student --recipe recipes/heads_laptop.py \\
+      --corpus out/mine_mlm/prepared --data-dir glue_data --output-dir out/heads""",
     )
     command.add_argument(
-        "model", nargs="+", help="what `pretrain` wrote: an encoder with its head"
+        "model",
+        nargs="+",
+        help="what `pretrain` wrote, or a ...ForMaskedLM of transformers",
     )
     command.add_argument(
         "--corpus",
@@ -34,7 +40,15 @@ def add(commands):
         metavar="TEXT",
         help="what it was pre-trained on, whose held-out part is read",
     )
-    command.add_argument("--task", nargs="+", required=True, metavar="TASK")
+    command.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="a .py file that sets `recipe`, or a .json file: the settings that are "
+        "not given here",
+    )
+    command.add_argument(
+        "--task", nargs="+", metavar="TASK", help="needed without --recipe"
+    )
     command.add_argument(
         "--data-dir", metavar="DIR", help="the tasks' published files; default: TFDS"
     )
@@ -101,10 +115,16 @@ def study(options):
         for name in StudySettings.field_types()
         if getattr(options, name, None) is not None
     }
+    if options.recipe is not None:
+        recipe = dataclasses.replace(StudySettings.load_recipe(options.recipe), **given)
+    elif options.task is None:
+        raise ValueError("`task` must be given without a recipe. Received: task=None.")
+    else:
+        recipe = StudySettings(**given)
     study_heads(
         options.model[0],
         options.output_dir,
-        StudySettings(**given).override(options.assignments),
+        recipe.override(options.assignments),
         corpus=options.corpus,
         students=options.student,
         data_dir=options.data_dir,

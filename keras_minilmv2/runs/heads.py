@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
-from keras_minilmv2.backbones.preset_files import is_masked_lm
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.backbones.pruned import is_pruned
 from keras_minilmv2.data.packing import check_packing, corpus_errors, packed_examples
 from keras_minilmv2.data.pipeline import sample
 from keras_minilmv2.data.shards import MANIFEST, PreparedExamples
 from keras_minilmv2.data.text import Corpus
-from keras_minilmv2.distillation.masked_tokens import load_masked_token_trainer
+from keras_minilmv2.distillation.masked_tokens import (
+    has_masked_token_head,
+    load_masked_token_trainer,
+)
 from keras_minilmv2.downstream.registry import get_trained_task
 from keras_minilmv2.runs.directory import FINISHED, RunDirectory, RunKind
 from keras_minilmv2.runs.examples import with_segment_ids
@@ -90,7 +92,8 @@ def study_heads(
     added to a finished one.
 
     Args:
-        model: str or path. What `pretrain` wrote: an encoder with the head that was
+        model: str or path. What `pretrain` wrote, or transformers' `...ForMaskedLM`: an
+            encoder with the head that was
             trained to predict its masked tokens.
         output_dir: str or path. Made if missing.
         settings: `StudySettings`.
@@ -200,7 +203,7 @@ def _prepare(model, settings, tasks, corpus, students, data_dir, tfds_data_dir):
 
 def load_encoder(path):
     """An `Encoder`, with the trainer of its head where it has one."""
-    if not is_masked_lm(path):
+    if not has_masked_token_head(path):
         return Encoder(load_backbone(path), load_tokenizer(path))
     trainer = load_masked_token_trainer(path)
     return Encoder(trainer.student, load_tokenizer(path), trainer)

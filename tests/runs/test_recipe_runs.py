@@ -15,7 +15,7 @@ from keras_minilmv2.planning.shapes import encoder_shape
 from keras_minilmv2.runs.distill import distill
 from keras_minilmv2.runs.recipes import load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("[!h]*.py"))
 NAMES = {"BERT": "bert", "RoBERTa": "roberta", "XLM-R": "xlm_roberta"}
 
 

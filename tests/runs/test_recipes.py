@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 from small_runs import PACKAGED
 
+from keras_minilmv2.runs.heads_cells import StudySettings
 from keras_minilmv2.runs.recipes import Recipe, load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
+HEADS = sorted((Path(__file__).parents[2] / "recipes").glob("heads_*.py"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("[!h]*.py"))
 FIELDS = {
     "teacher": "some/directory",
     "teacher_layer": 6,
@@ -39,6 +41,17 @@ def test_recipes_load_and_say_what_they_cost(path):
     for word in ("Cost:", "Result:", "Source:", "keras-minilmv2 distill recipes/"):
         assert word in text
     assert "keras-minilmv2 distill recipes/" + path.name in text
+
+
+@pytest.mark.parametrize("path", HEADS, ids=lambda path: path.stem)
+def test_recipes_of_studies_load_and_say_what_they_cost(path):
+    assert len(StudySettings.load_recipe(path).task) >= 4
+    text = path.read_text()
+    for word in ("Cost:", "Result:", "Source:", "keras-minilmv2 heads study"):
+        assert word in text
+    assert f"--recipe recipes/{path.name}" in text
+    with pytest.raises(ValueError, match="sets `recipe = Recipe"):
+        load_recipe(path)
 
 
 def test_saved_recipe_is_the_same(recipe, tmp_path):
