@@ -93,8 +93,7 @@ def study_heads(
 
     Args:
         model: str or path. What `pretrain` wrote, or transformers' `...ForMaskedLM`: an
-            encoder with the head that was
-            trained to predict its masked tokens.
+            encoder with the head that was trained to predict its masked tokens.
         output_dir: str or path. Made if missing.
         settings: `StudySettings`.
         corpus: str, path or sequence of them, as for `Corpus`: what the model was
