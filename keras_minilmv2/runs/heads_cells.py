@@ -27,10 +27,7 @@ from keras_minilmv2.heads.study import (
     trainer_like,
     unigram_entropy,
 )
-from keras_minilmv2.runs.grid import (
-    Cell,
-    Result,
-)
+from keras_minilmv2.runs.grid import Cell, Result
 from keras_minilmv2.runs.models import truncated
 from keras_minilmv2.runs.settings import Settings, not_compared
 from keras_minilmv2.runs.supervised import (
