@@ -193,7 +193,7 @@ def embedding_changes(recipe, options):
         if head is not None:
             gates["head_gate"][:, recipe.teacher_layer - 1, head] = 0
         parts = []
-        for first in range(0, NUM_CHANGE_EXAMPLES, 32):
+        for first in range(0, len(batch["token_ids"]), 32):
             part = {name: x[first : first + 32] for name, x in batch.items()}
             states = run({**part, **gates}).numpy()
             mask = part["padding_mask"][..., None]
