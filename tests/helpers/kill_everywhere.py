@@ -1,6 +1,6 @@
 """Ends a command at every change that it makes to a directory, and gives it again.
 
-    python kill_everywhere.py DIRECTORY FIRST-COMMAND COMMAND
+    python kill_everywhere.py DIRECTORY FIRST-COMMAND COMMAND [eagerly]
 
 Both commands are JSON lists of arguments of `keras-minilmv2`, in which `{out}` is the
 directory that is written to. FIRST-COMMAND is `null`, or runs before COMMAND, so that
@@ -11,7 +11,8 @@ A process that is killed leaves the files as they are. So COMMAND runs once, and
 each change all that it has written so far is copied; then every copy is put in the
 directory's place and COMMAND is given again. Copies that are alike are tried once.
 TensorFlow is imported once; every run is a fork of that process, which has computed
-nothing.
+nothing. With `eagerly` it traces no functions, which takes most of the time of a run as
+small as these.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import h5py
 import keras_hub  # noqa: F401 (imported once for all forks)
-import tensorflow as tf  # noqa: F401
+import tensorflow as tf
 from killed_at import at_changes
 
 from keras_minilmv2 import cli
@@ -134,4 +135,5 @@ def main(directory, first, command):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(json.loads, sys.argv[2:]))
+    tf.config.run_functions_eagerly("eagerly" in sys.argv[4:])
+    main(sys.argv[1], *map(json.loads, sys.argv[2:4]))

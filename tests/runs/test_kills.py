@@ -32,7 +32,7 @@ HEADS += ["--set", "num_random_orders=1", "--set", "heads_per_step=2"]
 HEADS += ["--set", "tuned_shares=", "--set", "first_layers="]
 EXPORT = ["export", "{tuned}", "--sequence-length", "16"]
 HUGGING_FACE = ["export", "{teacher}", "--form", "hugging_face"]
-DEMO = ["demo", "--teacher", "{wide}", "--corpus", "{texts}", "--steps", "2"]
+DEMO = ["demo", "--teacher", "{wide}", "--corpus", "{texts}", "--steps", "1"]
 LAYERS = ["layers", "{recipe}", "--task", "sst2", "--data-dir", "{data}"]
 LAYERS += ["--steps", "2", "--epochs", "1", "--layers", "3", "--set", "log_every=1"]
 
@@ -64,6 +64,8 @@ COMMANDS = {
     "compress": (None, COMPRESS),
     "heads study": (None, HEADS),
 }
+# Those of several models and functions.
+EAGERLY = ("demo", "layers", "heads study")
 
 
 @pytest.mark.slow
@@ -87,7 +89,7 @@ def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path)
     }
     places["texts"].mkdir()
     for number in range(60):
-        write_text(places["texts"] / f"{number}.txt", 40, seed=number)
+        write_text(places["texts"] / f"{number}.txt", 8, seed=number)
     places["recipe"] = make_recipe(tmp_path, places["teacher"])
 
     def filled(command):
@@ -108,7 +110,10 @@ def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path)
     work = tmp_path / "work"
     work.mkdir()
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(work), *map(json.dumps, commands)],
+        [
+            *(sys.executable, str(SCRIPT), str(work), *map(json.dumps, commands)),
+            *(["eagerly"] if name in EAGERLY else []),
+        ],
         capture_output=True,
         text=True,
     )
