@@ -1,6 +1,6 @@
 """`keras-minilmv2 compress`."""
 
-from keras_minilmv2.commands.parsing import add_command, add_overwrite
+from keras_minilmv2.commands.parsing import add_command, add_overwrite, add_task_data
 
 
 def add(commands):
@@ -22,10 +22,7 @@ def add(commands):
     command.add_argument(
         "--task", help="default: the one that the model was fine-tuned on"
     )
-    command.add_argument(
-        "--data-dir", metavar="DIR", help="the task's published files; default: TFDS"
-    )
-    command.add_argument("--tfds-data-dir", metavar="DIR")
+    add_task_data(command)
     command.add_argument("--output-dir", required=True, metavar="DIR")
     command.add_argument(
         "--speedup",

@@ -1,6 +1,6 @@
 """`keras-minilmv2 evaluate`."""
 
-from keras_minilmv2.commands.parsing import add_command, add_overwrite
+from keras_minilmv2.commands.parsing import add_command, add_overwrite, add_task_data
 
 
 def add(commands):
@@ -22,10 +22,7 @@ def add(commands):
         "--task", help="default: the task of the model; mlqa for a model of squad1"
     )
     command.add_argument("--split", help="default: the task's dev split")
-    command.add_argument(
-        "--data-dir", metavar="DIR", help="the task's published files; default: TFDS"
-    )
-    command.add_argument("--tfds-data-dir", metavar="DIR")
+    add_task_data(command)
     command.add_argument("--output-dir", metavar="DIR")
     command.add_argument(
         "--languages",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from keras_minilmv2.commands.parsing import add_command, add_overwrite
+from keras_minilmv2.commands.parsing import add_command, add_overwrite, add_task_data
 
 
 def add(commands):
@@ -26,10 +26,7 @@ def add(commands):
         required=True,
         help="cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, xnli, squad1 or squad2",
     )
-    command.add_argument(
-        "--data-dir", metavar="DIR", help="the task's published files; default: TFDS"
-    )
-    command.add_argument("--tfds-data-dir", metavar="DIR")
+    add_task_data(command)
     command.add_argument("--output-dir", required=True, metavar="DIR")
     command.add_argument(
         "--grid",

@@ -7,6 +7,7 @@ from keras_minilmv2.commands.parsing import (
     add_command,
     add_group,
     add_overwrite,
+    add_task_data,
 )
 
 
@@ -49,10 +50,7 @@ def add(commands):
     command.add_argument(
         "--task", nargs="+", metavar="TASK", help="needed without --recipe"
     )
-    command.add_argument(
-        "--data-dir", metavar="DIR", help="the tasks' published files; default: TFDS"
-    )
-    command.add_argument("--tfds-data-dir", metavar="DIR")
+    add_task_data(command)
     command.add_argument("--output-dir", required=True, metavar="DIR")
     command.add_argument(
         "--seed",

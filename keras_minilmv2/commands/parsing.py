@@ -40,6 +40,16 @@ def add_overwrite(command, what="the run that the output directory holds"):
     command.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 
 
+def add_task_data(command):
+    """Adds `--data-dir` and `--tfds-data-dir`."""
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="the published files; default: TFDS"
+    )
+    command.add_argument(
+        "--tfds-data-dir", metavar="DIR", help="where TFDS keeps its data"
+    )
+
+
 def add_assignments(command, what="the recipe"):
     """Adds `--set`."""
     command.add_argument(

@@ -32,8 +32,8 @@ from keras_minilmv2.runs.models import truncated
 from keras_minilmv2.runs.settings import Settings, not_compared
 from keras_minilmv2.runs.supervised import (
     calibration_batches,
+    removal_metric,
     train_and_score,
-    with_backbone,
 )
 from keras_minilmv2.utils.checks import check_choice, check_int, check_number
 from keras_minilmv2.utils.files import writing
@@ -477,8 +477,11 @@ class Study:
                 model, batches, task, neurons=False, fisher_blocks=()
             )
             self._save_importance(importance, cell.task, cell.seed)
+            score_without = removal_metric(
+                task, model, dev, task.dev_split, data.dev_examples
+            )
             metrics["removed"] = {
-                name: self._score_without(model, data, dev, name, cell.seed)
+                name: score_without(self.head_mask(name, cell.seed))
                 for name in self.before_tuning
             }
         return Result(score, metrics, losses)
@@ -490,13 +493,6 @@ class Study:
         shares = sorted({*settings.shares, *settings.pruned_shares} - {0.0})
         random = (f"random {share:g}" for share in settings.pruned_shares)
         return [*(f"importance {share:g}" for share in shares), *random]
-
-    def _score_without(self, model, data, dev, name, seed):
-        """The score of a fine-tuned model without the heads of a pruned encoder."""
-        task, mask = data.task, self.head_mask(name, seed)
-        smaller = with_backbone(task, model, prune_heads(model.backbone, mask))
-        found = task.evaluate(smaller, dev, task.dev_split, data.dev_examples)
-        return found.metrics[task.main_metric]
 
     def _save_importance(self, importance, task, seed=0):
         path = self._importance_file(task, seed)
