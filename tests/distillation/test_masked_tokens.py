@@ -223,7 +223,9 @@ def test_mixed_precision_trains():
     assert np.isfinite(history.history["loss"][0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_student_and_head_are_saved_and_loaded(dtype, tmp_path):
     """With the GELU of the student, which is not its class's own."""
     teacher = make_teacher()

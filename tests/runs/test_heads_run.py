@@ -209,6 +209,7 @@ def test_a_study_that_was_ended_goes_on_and_takes_further_seeds(
         run_study(places, out, shares=(0.5,))
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_left_out(places, made_up, tmp_path, monkeypatch):
     full, least = Study.run, 1
 

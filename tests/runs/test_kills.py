@@ -76,8 +76,8 @@ def test_killed_at_any_change_the_command_given_again_ends_alike(name, tmp_path)
         "teacher": make_teacher(tmp_path / "teacher"),
         "wide": make_teacher(
             tmp_path / "wide",
-            num_heads=12,
-            hidden_dim=192,
+            num_heads=4,
+            hidden_dim=196,
             intermediate_dim=768,
             max_sequence_length=128,
         ),

@@ -69,7 +69,11 @@ def expected_relations(whole, smaller, layer, num_heads, inputs):
 
 @pytest.mark.parametrize(
     ("family", "jit_compile"),
-    [("bert", False), ("bert", True), ("albert_groups", False)],
+    [
+        ("bert", True),
+        pytest.param("bert", False, marks=pytest.mark.slow),
+        pytest.param("albert_groups", False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_added_loss_is_the_oracles_relation_loss(family, jit_compile):
     whole, smaller = make_models(family)
@@ -194,6 +198,7 @@ def trained(weight, epochs=1, distill=0.0):
     return losses, expected_relations(whole, smaller, 4, 6, rows.arrays)
 
 
+@pytest.mark.slow
 def test_a_model_with_uneven_layers_learns_the_relations():
     assert layer_counts(make_models()[1].backbone)[0] == (0, 1, 4, 3)
     losses, learned = trained(10.0, epochs=4)
