@@ -11,6 +11,7 @@ from keras_minilmv2.backbones.projections import block_calls, check_layer
 from keras_minilmv2.backbones.pruned import counted, is_pruned, layer_counts, unpruned
 from keras_minilmv2.backbones.variants import set_variant, variant_of
 from keras_minilmv2.utils.checks import check_choice, check_int
+from keras_minilmv2.utils.hardware import memory_bytes
 
 INITIALIZATIONS = ("random", "layers", "projection")
 
@@ -125,6 +126,7 @@ def student_backbone(
             f"embedding_dim={embedding_dim}."
         )
     _check_initialization(teacher, config, initialization, examples)
+    _check_memory(family, config)
 
     backbone_class = family.backbone_class
     if initialization == "layers" and is_pruned(teacher):
@@ -197,6 +199,21 @@ def _resolve_teacher_layers(teacher, num_layers, initialization, teacher_layers)
     for layer in teacher_layers:
         check_layer("teacher_layers", layer, depth)
     return teacher_layers
+
+
+def _check_memory(family, config):
+    """Raises if the matrices alone are larger than the machine's memory."""
+    width, inner = config["hidden_dim"], config["intermediate_dim"]
+    blocks = 1 if family.shares_blocks else config["num_layers"]
+    rows = config[family.vocabulary_argument] + config["max_sequence_length"]
+    number = blocks * (4 * width + 2 * inner) * width
+    number += rows * config.get("embedding_dim", width)
+    if 4 * number > memory_bytes():
+        raise ValueError(
+            "`num_layers`, `hidden_dim` and `intermediate_dim` must give a student "
+            f"that fits into memory. Received: num_layers={config['num_layers']}, "
+            f"hidden_dim={width}, intermediate_dim={inner}, {4 * number / 1e9:,.0f} GB."
+        )
 
 
 def _check_initialization(teacher, config, initialization, examples):

@@ -1,16 +1,13 @@
 """What this machine or a named accelerator computes and holds."""
 
-import contextlib
-import os
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import tensorflow as tf
 
 from keras_minilmv2.utils.checks import check_number
-from keras_minilmv2.utils.hardware import hardware
+from keras_minilmv2.utils.hardware import hardware, memory_bytes
 
 # Share of a machine's matrix-multiply rate that a training step reaches, by the dtype
 # that products are computed in: measured with BERT base to 6x384, 16 x 128 tokens, on 2
@@ -112,7 +109,7 @@ def find_machine(device, recipe, memory_gb, share_reached):
             float32_rate=float32_rate,
             rates_from="measured now on matrix products",
             # TensorFlow does not report how much a GPU has.
-            memory=memory or (None if gpus else _memory_of_this_machine()),
+            memory=memory or (None if gpus else float(memory_bytes())),
             share_reached=share_reached or SHARE_REACHED[half],
             share_from="as asked" if share_reached else "measured on 2 CPU cores",
         )
@@ -169,12 +166,3 @@ def matmul_rate(dtype="float32", seconds=0.5):
         product(matrix).numpy()
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
-
-
-def _memory_of_this_machine():
-    """Bytes that this process may use."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # "max", or no control group
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        memory = min(memory, limit)
-    return float(memory)

@@ -1,4 +1,4 @@
-"""What this machine is, in one line for a report."""
+"""What this machine is, in one line for a report, and how much memory it has."""
 
 import contextlib
 import os
@@ -23,3 +23,12 @@ def hardware():
                 model = line.partition(":")[2].strip()
                 break
     return f"{model}, {os.cpu_count()} cores"
+
+
+def memory_bytes():
+    """Bytes of memory that this process may use, int."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # "max", or no control group
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        memory = min(memory, limit)
+    return memory

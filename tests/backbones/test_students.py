@@ -156,6 +156,10 @@ def test_embedding_dim_defaults_to_the_teachers_or_to_the_width():
             "`num_layers` must be an int of at least 1. Received: num_layers=0",
         ),
         ({"num_heads": 5}, "`num_heads` must divide `hidden_dim`. .* hidden_dim=12"),
+        (
+            {"hidden_dim": 40_000_000},
+            "must give a student that fits into memory. .* GB",
+        ),
         ({"initialization": "copy"}, "must be one of random, layers, projection"),
         ({"teacher_layers": [1, 2]}, "`teacher_layers` must not be given"),
         ({"embedding_dim": 4}, "`embedding_dim` must not be given for BERT"),
