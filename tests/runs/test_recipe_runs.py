@@ -2,11 +2,11 @@
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import keras_hub
 import pytest
 from families import make_backbone
+from recipe_files import DISTILLATIONS
 from small_runs import PACKAGED, write_text
 from small_tokenizers import make_tokenizer
 
@@ -15,7 +15,6 @@ from keras_minilmv2.planning.shapes import encoder_shape
 from keras_minilmv2.runs.distill import distill
 from keras_minilmv2.runs.recipes import load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("[!h]*.py"))
 NAMES = {"BERT": "bert", "RoBERTa": "roberta", "XLM-R": "xlm_roberta"}
 
 
@@ -47,7 +46,7 @@ def tiny_teacher(recipe, path):
     "path",
     [
         path
-        for path in RECIPES
+        for path in DISTILLATIONS
         if path.stem != "demo"  # test_readme runs it
     ],
     ids=lambda path: path.stem,

