@@ -106,12 +106,16 @@ class Compressed:
             return truncated(backbone, number), time.perf_counter() - started
         if self.importance is None:
             self.importance = head_importance(
-                self.saved.model, self.calibration, self.task, seed=self.seed
+                self.saved.model,
+                self.calibration,
+                self.task,
+                fisher_blocks=("heads", "neurons"),
+                seed=self.seed,
             )
         heads_only = method == "heads only"
         key = heads_only, speedup
         if key not in self.masks:
-            target = self.planned[f"{'heads only' if heads_only else 'all'} {speedup}"]
+            target = self.planned[plan_name(method, speedup)]
             kept = keep_within(
                 backbone, self.importance, self.costs, target, heads_only=heads_only
             )
@@ -160,18 +164,21 @@ class Compressed:
         return Result(score, metrics, [], time.perf_counter() - started), None
 
     def cells(self):
-        """Those of this model."""
-        name = self.task.name
-        cells = [CompressionCell(name, self.seed, "whole", 1.0, 0)]
-        for method in METHODS:
-            for speedup in SPEEDUPS:
-                if method == "heads only" and f"{method} {speedup}" not in self.planned:
-                    continue
-                cells.append(CompressionCell(name, self.seed, method, speedup, 0))
-        for method in TUNED:
-            for speedup in SPEEDUPS:
-                cells.append(CompressionCell(name, self.seed, method, speedup, 1))
-        return cells
+        """Those of this model: the speeds that it can have."""
+        settings = [("whole", 1.0, 0)]
+        settings += itertools.product(METHODS, SPEEDUPS, (0,))
+        settings += itertools.product(TUNED, SPEEDUPS, (1,))
+        return [
+            CompressionCell(self.task.name, self.seed, method, speedup, epochs)
+            for method, speedup, epochs in settings
+            if method in ("whole", "first layers")
+            or plan_name(method, speedup) in self.planned
+        ]
+
+
+def plan_name(method, speedup):
+    """What a method and a speed are called in the plan."""
+    return f"{'heads only' if method == 'heads only' else 'all'} {speedup}"
 
 
 def plan(options):
@@ -182,15 +189,18 @@ def plan(options):
     task = task.with_options(backbone, **saved.sizes)
     train = task.features(task.load("train", options.data), backbone, saved.tokenizer)
     batches = calibration_batches(train, NUM_CALIBRATION, (0, 1))
-    importance = head_importance(saved.model, batches, task)
+    importance = head_importance(
+        saved.model, batches, task, fisher_blocks=("heads", "neurons")
+    )
     for batch_size in (1, BATCH_SIZE):
         started = time.perf_counter()
         costs = encoder_costs(backbone, "latency", batch_size, LENGTH)
         seconds = time.perf_counter() - started
         print(f"{batch_size} x {LENGTH}: costs measured in {seconds:.0f} s")
         planned, encoders = {}, {}
-        for kind, speedup in itertools.product(("all", "heads only"), SPEEDUPS):
-            name = f"{kind} {speedup}"
+        methods = METHODS[0], "heads only"
+        for method, speedup in itertools.product(methods, SPEEDUPS):
+            name = plan_name(method, speedup)
             try:
                 kept = keep_within(
                     backbone,
@@ -199,7 +209,7 @@ def plan(options):
                     speedup,
                     batch_size=batch_size,
                     sequence_length=LENGTH,
-                    heads_only=kind == "heads only",
+                    heads_only=method == "heads only",
                 )
             except ValueError as error:
                 print(f"{name}: {error}")

@@ -12,6 +12,9 @@ import pytest
 import train_step
 import weighted_relations
 import write_results
+from small_runs import make_teacher, write_task
+
+from keras_minilmv2.runs.fine_tune import fine_tune
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -322,3 +325,30 @@ def test_weighted_relations_resume_and_make_a_table(tmp_path, data_dir):
     assert weights["none"] is None
     assert sum(weights["change"]) == pytest.approx(48)
     assert "change - none" in (tmp_path / "out/table.md").read_text()
+
+
+@pytest.mark.slow
+def test_compression_is_planned_scored_and_timed(tmp_path):
+    teacher = make_teacher(tmp_path / "teacher", max_sequence_length=128)
+    data = write_task(tmp_path / "data")
+    model, out = tmp_path / "tuned", tmp_path / "out"
+    fine_tune(teacher, "sst2", model, data_dir=data, epochs=[1], sequence_length=16)
+    script = [sys.executable, str(BENCHMARKS / "compression.py")]
+    options = [str(out), "--data", str(data), str(model)]
+    for part in ("plan", "scores", "speeds"):
+        subprocess.run([*script, part, *options], check=True)
+    rows = {
+        (row["method"], row["asked"], row["epochs"]): row
+        for row in json.loads((out / "compression.json").read_text())
+    }
+    assert rows["whole", "1", "0"]["change"] == "0.00"
+    assert float(rows["whole", "1", "0"]["delivered"]) == pytest.approx(1, abs=0.5)
+    depth = rows["first layers", "3", "0"]
+    assert float(depth["delivered"]) > 1
+    assert rows["first layers", "3", "1"]["parameters, M"] == depth["parameters, M"]
+    assert float(rows["first layers", "3", "1"]["minutes"]) >= 0
+    # Finished measurements are not made again.
+    again = subprocess.run(
+        [*script, "scores", *options], check=True, capture_output=True, text=True
+    )
+    assert "Run 1 of" not in again.stdout

@@ -587,6 +587,7 @@ def test_a_model_with_a_head_is_no_encoder_alone(tmp_path):
     assert load_saved(directory).tokenizer is not None
 
 
+@pytest.mark.slow
 def test_eager_calls_of_roberta_split_words(tmp_path):
     # keras-hub alone merges across words in eager calls: "x1" from "fox 12".
     directory = copy_of("roberta_teacher", tmp_path)

@@ -1,7 +1,7 @@
 import keras_hub
 import numpy as np
 import pytest
-from families import CLASSES, SIZES, VOCABULARY, make_backbone, make_inputs
+from families import CLASSES, SIZES, VOCABULARY, make_backbone, make_inputs, others_slow
 
 from keras_minilmv2.backbones.families import vocabulary_size
 from keras_minilmv2.backbones.projections import block_calls, qkv_model
@@ -124,7 +124,7 @@ def narrow_teacher(name):
     return teacher
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", others_slow(CLASSES))
 def test_projection_carries_over_what_fits_into_the_student(name):
     teacher = narrow_teacher(name)
     sizes = {**EQUAL, "num_layers": 4, "hidden_dim": 12}

@@ -11,7 +11,7 @@ import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
-from families import CLASSES, make_backbone, make_inputs
+from families import CLASSES, ONE_OF_EACH_FORM, make_backbone, make_inputs, others_slow
 from small_tokenizers import make_tokenizer
 
 from keras_minilmv2.backbones.families import family_of
@@ -32,8 +32,6 @@ from keras_minilmv2.runs.demo import packaged_teacher
 from keras_minilmv2.serving.saved_model import export_saved_model
 
 EXPECTED = Path(__file__).parents[1] / "reference" / "teacher_outputs.json"
-ONE_OF_EACH_FORM = ["bert", "roberta", "distil_bert", "albert"]
-OTHERS = ["xlm_roberta", "electra_small"]
 
 
 def other(backbone):
@@ -107,9 +105,7 @@ def test_a_class_computes_what_its_family_says(name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    # The others are presets of the same form.
-    [*ONE_OF_EACH_FORM, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)],
+    "name", others_slow([*ONE_OF_EACH_FORM, "xlm_roberta", "electra_small"])
 )
 def test_copies_students_and_presets_keep_a_variant(name, tmp_path):
     backbone = make_other(name)

@@ -134,6 +134,7 @@ def test_random_texts_of_kept_pieces_are_cut_as_before(name):
     assert len(same) > 100
 
 
+@pytest.mark.slow
 def test_settings_of_a_tokenizer_stay():
     small = small_tokenizer("bert", KEPT)
     assert (small.lowercase, small.strip_accents, small.split_on_cjk) == (True,) * 3

@@ -202,6 +202,7 @@ def test_standard_input_is_a_corpus(recipe, tmp_path, monkeypatch):
     assert distill(recipe, tmp_path / "out", "corpus=-", "total_steps=60") == 0
 
 
+@pytest.mark.slow
 def test_another_run_is_kept_unless_overwritten(finished_run, tmp_path, capsys):
     recipe, finished = finished_run
     output_dir = shutil.copytree(finished, tmp_path / "out")
@@ -234,6 +235,7 @@ def kept_students(output_dir):
     return names
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(
     recipe, tmp_path, capsys, monkeypatch
 ):
@@ -405,6 +407,7 @@ def test_other_files_are_never_touched(recipe, tmp_path, capsys):
     assert (output_dir / "thesis.tex").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_keeps_the_last_good_student(
     recipe, tmp_path, capsys
 ):

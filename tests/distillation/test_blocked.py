@@ -48,9 +48,9 @@ def losses_and_gradients(loss, static_shapes=True, scale=1.0, **compile_options)
     [
         (None, {}),
         (3, {"jit_compile": True}),
-        (24, {"static_shapes": False}),
         (1, {"static_shapes": False, "scale": 6.0}),
-        (3, {"scale": 6.0}),
+        pytest.param(24, {"static_shapes": False}, marks=pytest.mark.slow),
+        pytest.param(3, {"scale": 6.0}, marks=pytest.mark.slow),
     ],
 )
 def test_losses_pairs_and_gradients_are_those_of_the_plain_formula(block_size, options):

@@ -120,6 +120,7 @@ def test_graph_eager_and_xla_train_the_same_weights(teacher):
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_embedding_rows_that_no_token_touched_move_too(teacher):
     """Adam's moments are dense in the papers; only the first update is sparse."""
     student = make_student(teacher)
@@ -281,6 +282,7 @@ def test_gradient_norm_is_that_of_the_gradients_before_clipping(teacher):
     assert clipped_step == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_float16_updates_that_overflow_are_skipped_and_counted(teacher):
     student = make_student(teacher)
     distiller = make_distiller(teacher, student, relation_weights={"qq": 1_000.0})
@@ -316,6 +318,7 @@ def test_compiled_step_has_static_shapes_and_nothing_of_the_host(teacher):
         assert host not in program
 
 
+@pytest.mark.slow
 def test_callbacks_and_validation_data_work(teacher, tmp_path):
     distiller = make_distiller(teacher, make_student(teacher))
     distiller.compile(optimizer="adam")

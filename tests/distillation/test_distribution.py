@@ -26,6 +26,7 @@ def test_everything_at_once_trains_the_weights_of_one_device(one_device, tmp_pat
     assert largest_difference(one_device, tmp_path / "other.npz") < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

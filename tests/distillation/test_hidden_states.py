@@ -72,6 +72,7 @@ def test_the_loss_is_the_formula():
     assert values["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_teacher_and_pooler():
     teacher, batch = make_teacher(), make_batch()
     student = make_student(teacher, dropout=0.1)

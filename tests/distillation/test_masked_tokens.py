@@ -205,6 +205,7 @@ def test_a_tokenizer_without_a_mask_token_is_refused():
         MaskedTokenTrainer(student, Tokenizer())
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains():
     policy = keras.DTypePolicy("mixed_bfloat16")
     backbone = keras_hub.models.BertBackbone(

@@ -245,6 +245,7 @@ def test_head_of_another_shape_is_named(tmp_path, head):
 # Trained by Keras.
 
 
+@pytest.mark.slow
 def test_fit_trains_as_fine_tuning_does():
     model, tokenizer = fresh("bert")
     features = span_features(tokenizer, make_examples(16), **SIZES)

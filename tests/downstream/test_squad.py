@@ -44,6 +44,7 @@ def train_spans(
 # Training.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
@@ -83,6 +84,7 @@ def test_training_learns_to_answer():
     assert after["f1"] > before["f1"] + 0.3
 
 
+@pytest.mark.slow
 def test_optimizer_moves_every_row_of_the_embedding():
     model, tokenizer = fresh("bert")
     optimizer = keras.optimizers.Adam(1e-2)

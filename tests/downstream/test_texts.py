@@ -5,6 +5,7 @@ import math
 import keras_hub
 import numpy as np
 import pytest
+from families import others_slow
 from small_models import TOKENIZERS, make_model
 
 from keras_minilmv2.backbones.families import uses_segment_ids
@@ -62,7 +63,7 @@ def test_roberta_gets_two_separators():
     assert whole(texts)["token_ids"][0, :7].tolist() == [*map(ids, words)]
 
 
-@pytest.mark.parametrize("family", TOKENIZERS)
+@pytest.mark.parametrize("family", others_slow(TOKENIZERS))
 def test_a_saved_classifier_is_keras_hubs(family, tmp_path):
     backbone, _ = make_model(family)
     classifier = text_classifier(backbone, 3, seed=0)

@@ -43,6 +43,7 @@ def test_operations_are_those_that_a_plan_counts():
     assert costs.total([0], [0]) == 0
 
 
+@pytest.mark.slow
 def test_measured_costs_rise():
     backbone = make_backbone("bert", hidden_dim=64, intermediate_dim=256)
     costs = measured_costs(backbone, batch_size=8, sequence_length=16, rounds=3)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from families import CLASSES, SIZES, make_backbone, make_inputs
+from families import CLASSES, SIZES, make_backbone, make_inputs, others_slow
 
 from keras_minilmv2.backbones.attention import attention_of
 from keras_minilmv2.backbones.flat_blocks import with_flat_blocks
@@ -58,8 +58,10 @@ def scale_weights(block, head_gate, neuron_gate):
     narrow.assign(narrow * neuron_gate[:, None])
 
 
-@pytest.mark.parametrize("how", ["eager", "graph", "xla"])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "how", ["eager", pytest.param("graph", marks=pytest.mark.slow), "xla"]
+)
+@pytest.mark.parametrize("name", others_slow(CLASSES))
 def test_gates_of_one_leave_every_bit(name, how):
     backbone = make_backbone(name)
     inputs = make_inputs(backbone)

@@ -295,7 +295,9 @@ def scaled_loss(block, head, factor, loss):
     return value
 
 
-@pytest.mark.parametrize("make", ["relations", "hidden_states"])
+@pytest.mark.parametrize(
+    "make", ["relations", pytest.param("hidden_states", marks=pytest.mark.slow)]
+)
 def test_losses_of_distillation_have_derivatives(make):
     teacher = make_teacher()
     student = make_student(teacher)
@@ -484,6 +486,7 @@ def test_xla_compiles_the_relation_loss():
     )
 
 
+@pytest.mark.slow
 def test_xla_compiles_masked_language_modelling():
     trainer = make_language_model()
     # XLA draws other masks.

@@ -420,6 +420,7 @@ def make_pair(**sizes):
     return make_pruned(teacher), km.prune_heads(student, head_mask, neuron_mask)
 
 
+@pytest.mark.slow
 def test_it_distils_and_is_distilled():
     teacher, student = make_pair(hidden_dim=16, intermediate_dim=20)
     distiller = km.RelationDistiller(

@@ -2,6 +2,7 @@
 
 import keras_hub
 import numpy as np
+import pytest
 
 SIZES = {
     "num_layers": 4,
@@ -24,6 +25,15 @@ CLASSES = {
     "electra": (keras_hub.models.ElectraBackbone, {"embedding_dim": 24}),
     "electra_small": (keras_hub.models.ElectraBackbone, {"embedding_dim": 8}),
 }
+ONE_OF_EACH_FORM = ("bert", "roberta", "distil_bert", "albert")
+
+
+def others_slow(names):
+    """Names as parameters of a test; only one of each form is in the default run."""
+    return [
+        pytest.param(name, marks=[] if name in ONE_OF_EACH_FORM else pytest.mark.slow)
+        for name in names
+    ]
 
 
 def make_backbone(name, seed=0, **sizes):

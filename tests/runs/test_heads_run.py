@@ -178,6 +178,7 @@ def test_the_report_says_what_the_numbers_say(places, made_up, tmp_path):
     assert "too little" not in text
 
 
+@pytest.mark.slow
 def test_a_study_that_was_ended_goes_on_and_takes_further_seeds(
     places, made_up, tmp_path, monkeypatch
 ):

@@ -206,6 +206,7 @@ def test_a_model_with_uneven_layers_learns_the_relations():
     assert learned < 0.8 * trained(0.0, epochs=4)[1]
 
 
+@pytest.mark.slow
 def test_a_weight_of_0_computes_no_relations(monkeypatch):
     monkeypatch.delattr(module, "with_projections")
     losses, _ = trained(0.0, distill=0.5)

@@ -70,6 +70,7 @@ def test_the_c_library_gives_what_keras_gives(kind, export_of, tmp_path):
     check(export_of(kind), tmp_path, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_the_c_library_fills_variables_that_are_stored_smaller(tmp_path):
     """After it restored what they are filled from."""
     version = small_export(tmp_path / "model", "word_piece", weights="int8")

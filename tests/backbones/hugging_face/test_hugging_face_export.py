@@ -9,7 +9,7 @@ import keras_hub
 import numpy as np
 import pytest
 import tokenizers
-from families import make_backbone, make_inputs
+from families import make_backbone, make_inputs, others_slow
 from pruned import make_pruned
 from safetensors.numpy import load_file
 from small_vocabularies import (
@@ -328,7 +328,7 @@ def make_classifier(name, num_classes=3, **arguments):
 
 
 @no_pooler
-@pytest.mark.parametrize("name", sorted(CLASSIFIERS))
+@pytest.mark.parametrize("name", others_slow(sorted(CLASSIFIERS)))
 def test_classifier_is_computed_from_the_saved_head(name, tmp_path):
     classifier, tokenizer = make_classifier(name, dropout=0.25)
     export_to_hugging_face(classifier, tokenizer, tmp_path, labels=["no", "so", "yes"])
@@ -613,7 +613,7 @@ def test_model_with_removed_heads_raises(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(TOKENIZER_OF))
+@pytest.mark.parametrize("name", others_slow(sorted(TOKENIZER_OF)))
 def test_removed_heads_are_written_as_zeros(name, tmp_path):
     backbone, tokenizer = make_pair(name)
     pruned = make_pruned(backbone)
