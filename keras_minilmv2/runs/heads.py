@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.loading import load_backbone, load_tokenizer
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.backbones.pruned import is_pruned
@@ -164,6 +165,12 @@ def study_heads(
 def _prepare(model, settings, tasks, corpus, students, data_dir, tfds_data_dir):
     """Loads models and data, and checks that they fit each other."""
     whole = load_encoder(model)
+    family = family_of(whole.backbone)
+    if family.masked_lm_class is None:
+        raise ValueError(
+            "`model` must be of a family for which keras-hub has a head that predicts "
+            f"masked tokens. Received: model={model}, {family.name}."
+        )
     if whole.trainer is None:
         raise ValueError(
             "`model` must hold an encoder with the head that was trained to predict "

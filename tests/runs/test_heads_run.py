@@ -16,6 +16,7 @@ from small_tokenizers import make_tokenizer
 
 from keras_minilmv2 import cli
 from keras_minilmv2.backbones.pruned import layer_counts
+from keras_minilmv2.backbones.saving import save_student
 from keras_minilmv2.heads.importance import GateStatistics, HeadImportance
 from keras_minilmv2.runs.grid import Result
 from keras_minilmv2.runs.heads import study_heads
@@ -392,6 +393,13 @@ def test_a_model_without_its_head_and_several_models_are_refused(
     assert teacher in error
     assert cli.main(["heads", "study", model, teacher, *rest]) == 2
     assert "`model` must be one model; others" in capsys.readouterr().err
+    electra, tokenizer = tmp_path / "electra", make_tokenizer("Electra")
+    vocab_size = tokenizer.vocabulary_size()
+    save_student(make_backbone("electra", vocab_size=vocab_size), tokenizer, electra)
+    assert cli.main(["heads", "study", str(electra), *rest]) == 2
+    assert f"masked tokens. Received: model={electra}, ELECTRA." in (
+        capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
