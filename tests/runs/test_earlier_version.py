@@ -35,6 +35,7 @@ def test_a_finished_distillation_is_returned(runs, capsys):
     assert (runs / "finished" / "report.md").read_bytes() == report
 
 
+@pytest.mark.slow
 def test_an_unfinished_distillation_is_resumed(runs, capsys):
     assert cli.main(["distill", "recipe.json", "--output-dir", "unfinished"]) == 0
     assert "Resumes after step 7 of 12" in capsys.readouterr().out

@@ -32,6 +32,7 @@ def classifier(student, tmp_path_factory):
     return path / "out"
 
 
+@pytest.mark.slow
 def test_a_student_is_exported_and_checked_by_commands(student, tmp_path, capsys):
     target = str(tmp_path / "serving")
     words = ["export", str(student), "--output-dir", target, "--sequence-length", "8"]

@@ -205,6 +205,7 @@ def test_mixed_precision_and_fewer_examples(model, data, tmp_path, policy):
     assert result.evaluations["dev"].metrics == outcome.metrics
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_goes_on_where_it_was(
     model, data, single, tmp_path, monkeypatch
 ):

@@ -174,6 +174,7 @@ def test_every_form_of_a_run_is_loaded(finished, data):
     assert evaluation.metrics == metrics_of(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [".", pytest.param("model", marks=pytest.mark.slow)])
 def test_a_run_is_exported(finished, tmp_path, place):
     version = export(
