@@ -14,6 +14,7 @@ import statistics
 
 import keras_hub
 import numpy as np
+import tensorflow as tf
 from shapes import BASE, SMALL
 
 from keras_minilmv2.heads.costs import operation_costs, random_batch
@@ -55,6 +56,7 @@ def measured(name, repeats):
     ceiling /= costs.total(head_mask.sum(axis=1), neurons)
     gates = ones_gates(masked)
     gates["head_gate"][:] = head_mask
+    gates = {name: tf.constant(gate) for name, gate in gates.items()}
     models = {"whole": whole, "pruned": pruned}
     models["masked"] = lambda inputs, training: masked(
         {**inputs, **gates}, training=training

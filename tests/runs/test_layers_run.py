@@ -35,6 +35,7 @@ def data(tmp_path_factory):
     return write_task(tmp_path_factory.mktemp("tasks") / "data")
 
 
+@pytest.mark.slow
 def test_students_beside_each_other_are_trained_as_if_alone(teacher_dir):
     teacher = load_backbone(teacher_dir)
     generator = np.random.default_rng(0)
