@@ -21,6 +21,7 @@ from keras_minilmv2.backbones.preset_files import (
 
 # No published encoder has a tenth of them; a damaged file may ask for millions.
 _MAX_LAYERS = 1_000
+_NUMBERS_OF_LAYERS = ("num_layers", "num_inner_repetitions")
 
 
 def read_config(preset):
@@ -123,7 +124,7 @@ def encoder_sizes(preset, config, family):
     for ours, theirs in names.items():
         size = sizes[ours] = config_value(preset, config, theirs)
         least = 1 + padding_rows * (ours == "max_sequence_length")
-        most = _MAX_LAYERS if ours == "num_layers" else math.inf
+        most = _MAX_LAYERS if ours in _NUMBERS_OF_LAYERS else math.inf
         if type(size) is not int or not least <= size <= most:
             limit = f" and at most {most:,}" if most < math.inf else ""
             raise preset_error(
@@ -192,7 +193,9 @@ def check_weights_fill(preset, sizes, family, file, num_parameters):
     heads = sizes.get("head_counts", [sizes["num_heads"]] * len(runs))
     neurons = sizes.get("neuron_counts", [inner] * len(runs))
     needed = rows * sizes.get("embedding_dim", width)
-    for run in map(runs.index, set(runs)):
+    # Blocks that run several times have their weights once.
+    first_runs = {block: run for run, block in reversed(list(enumerate(runs)))}
+    for run in first_runs.values():
         attended = heads[run] * (width // sizes["num_heads"])
         needed += width * (4 * attended + 2 * neurons[run])
     if needed > num_parameters:
