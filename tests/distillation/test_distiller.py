@@ -241,6 +241,7 @@ def test_mean_of_evaluate_is_over_sequences_also_with_a_short_last_batch(teacher
     assert values[0] == pytest.approx(values[2], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_bfloat16_trains_float32_weights():
     teacher = spread(keras_hub.models.BertBackbone(**SIZES, dtype="mixed_bfloat16"))
     student = make_student(teacher, dtype="mixed_bfloat16")

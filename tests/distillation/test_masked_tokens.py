@@ -141,6 +141,7 @@ def test_the_loss_is_the_log_probability_of_what_was_there():
     assert value == pytest.approx(np.mean(losses), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "whole_words", [pytest.param(False, marks=pytest.mark.slow), True]
 )

@@ -63,6 +63,7 @@ def cells(path):
     return {content["seed"]: content["score"] for content in contents}
 
 
+@pytest.mark.slow
 def test_a_finished_fine_tuning_is_returned_and_an_unfinished_one_resumed(runs):
     before = cells(runs / "sst2")
     assert cli.main([*SST2, "--output-dir", "sst2"]) == 0

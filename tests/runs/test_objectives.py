@@ -77,6 +77,7 @@ def test_value_relations_need_as_many_heads(recipe, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_pretrain_is_masked_language_modelling(recipe, tmp_path):
     out = tmp_path / "out"
     assert run("pretrain", recipe, out, "--whole-words") == 0
