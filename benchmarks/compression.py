@@ -7,8 +7,7 @@
 Each MODEL is what `keras-minilmv2 finetune` wrote with one seed; all have the same
 shape. `plan` measures the table of costs, and for each speed how fast the table must
 say an encoder is so that it is as fast as asked; `speeds` runs every encoder that
-`scores` chose in turns with the whole one. Both need a quiet machine,
-`scores` does not.
+`scores` chose in turns with the whole one. `plan` and `speeds` need a quiet machine.
 
 The methods, all with the importance of 2,048 training examples:
 
@@ -278,9 +277,7 @@ def speeds(options):
     """Measures how fast the encoders are that were scored."""
     backbone = load_fine_tuned(options.models[0]).backbone
     encoders = {}
-    for result in (
-        FinishedCells(options.directory / CELLS, CompressionCell).load().values()
-    ):
+    for result in finished(options.directory).values():
         counts = result.metrics["heads"], result.metrics["neurons"]
         name = json.dumps(counts)
         if len(counts[0]) < backbone.num_layers:

@@ -9,9 +9,11 @@ import downstream
 import harness
 import profile_step
 import pytest
+import removal_speed
 import train_step
 import weighted_relations
 import write_results
+from shapes import PAIRS
 from small_runs import make_teacher, write_task
 
 from keras_minilmv2.runs.fine_tune import fine_tune
@@ -352,3 +354,18 @@ def test_compression_is_planned_scored_and_timed(tmp_path):
         [*script, "scores", *options], check=True, capture_output=True, text=True
     )
     assert "Run 1 of" not in again.stdout
+
+
+@pytest.mark.slow
+def test_removal_is_timed_beside_the_whole_and_the_masked_encoder(monkeypatch):
+    shape = PAIRS["tiny"].teacher
+    monkeypatch.setattr(removal_speed, "KEPT", {"tiny": (shape, 1)})
+    monkeypatch.setattr(removal_speed, "BATCH_SIZES", (1, 2))
+    rows = list(removal_speed.measured("tiny", repeats=1))
+    assert [row[:1] + row[2:3] for row in rows] == [
+        ["tiny, 2 of 4 heads", "1"],
+        ["tiny, 2 of 4 heads", "2"],
+    ]
+    for row in rows:
+        assert all(float(number) > 0 for number in row[3:])
+        assert float(row[-1]) > 1

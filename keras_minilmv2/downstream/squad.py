@@ -214,18 +214,18 @@ class SpanTask(Task):
         """A row for each split or language, and the mean of several languages."""
         names = [name for name in _COLUMNS if name in evaluations[0].metrics]
         rows = []
+
+        def add(evaluation, language, number, suffix=""):
+            scores = {n: evaluation.metrics[n + suffix] for n in names}
+            rows.append({"language": language, self.unit: number, **scores})
+
         for evaluation in evaluations:
-
-            def row(language, number, suffix=""):
-                scores = {n: evaluation.metrics[n + suffix] for n in names}  # noqa: B023
-                return {"language": language, self.unit: number, **scores}
-
             parts = evaluation.examples.by_language
             for language, examples in parts.items():
                 suffix = f"_{language}" if language else ""
-                rows.append(row(language or "en", len(examples), suffix))
+                add(evaluation, language or "en", len(examples), suffix)
             if len(parts) > 1:
-                rows.append(row("mean", len(evaluation.examples)))
+                add(evaluation, "mean", len(evaluation.examples))
         return rows
 
     def save_model(self, model, tokenizer, path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from families import make_backbone
+from families import make_backbone, others_slow
 from small_tokenizers import make_tokenizer
 
 from keras_minilmv2.backbones.families import FAMILIES
@@ -62,13 +62,7 @@ def preset(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:The weights of preset")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in FAST_MODELS else pytest.mark.slow)
-        for name in MODELS
-    ],
-)
+@pytest.mark.parametrize("name", others_slow(MODELS, fast=FAST_MODELS))
 def test_every_field_of_a_hugging_face_config_may_be_damaged(name, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(REFERENCE / name, directory)

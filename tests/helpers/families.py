@@ -28,10 +28,10 @@ CLASSES = {
 ONE_OF_EACH_FORM = ("bert", "roberta", "distil_bert", "albert")
 
 
-def others_slow(names):
-    """Names as parameters of a test; only one of each form is in the default run."""
+def others_slow(names, fast=ONE_OF_EACH_FORM):
+    """Names as parameters of a test; only the `fast` ones are in the default run."""
     return [
-        pytest.param(name, marks=[] if name in ONE_OF_EACH_FORM else pytest.mark.slow)
+        pytest.param(name, marks=[] if name in fast else pytest.mark.slow)
         for name in names
     ]
 

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from recipe_files import DISTILLATIONS, STUDIES
+from recipe_files import DISTILLATIONS, RECIPE_FILES, STUDIES
 from small_runs import PACKAGED
 
 from keras_minilmv2.runs.heads_cells import StudySettings
@@ -225,6 +225,6 @@ def test_files_without_a_recipe_are_refused(tmp_path):
 
 
 def test_recipes_do_not_import_each_other():
-    for path in DISTILLATIONS:
+    for path in RECIPE_FILES:
         assert "import recipes" not in path.read_text()
         assert "from recipes" not in path.read_text()
