@@ -28,7 +28,10 @@ if TYPE_CHECKING:
         attention_entropy,
         head_importance,
     )
+    from keras_minilmv2.heads.l0_gates import L0Gates
     from keras_minilmv2.heads.pruning import prune_heads
+    from keras_minilmv2.heads.subset import HeadSubset, TemperatureSchedule
+    from keras_minilmv2.heads.subset_training import SubsetTraining
     from keras_minilmv2.runs.evaluate import evaluate_model
     from keras_minilmv2.runs.fine_tune import FineTuningSettings, fine_tune
     from keras_minilmv2.runs.recipes import Recipe, load_recipe
@@ -41,11 +44,15 @@ _MODULE_OF_NAME = {
     "Corpus": "data.text",
     "FineTuningSettings": "runs.fine_tune",
     "HeadImportance": "heads.importance",
+    "HeadSubset": "heads.subset",
+    "L0Gates": "heads.l0_gates",
     "QKVAttention": "backbones.attention",
     "Recipe": "runs.recipes",
     "RelationDistiller": "distillation.distiller",
     "RelationLoss": "distillation.losses",
+    "SubsetTraining": "heads.subset_training",
     "Task": "downstream.tasks",
+    "TemperatureSchedule": "heads.subset",
     "WarmupLinearDecay": "training.schedule",
     "adamw": "training.schedule",
     "attention_entropy": "heads.importance",
@@ -75,11 +82,15 @@ __all__ = [
     "Corpus",
     "FineTuningSettings",
     "HeadImportance",
+    "HeadSubset",
+    "L0Gates",
     "QKVAttention",
     "Recipe",
     "RelationDistiller",
     "RelationLoss",
+    "SubsetTraining",
     "Task",
+    "TemperatureSchedule",
     "WarmupLinearDecay",
     "__version__",
     "adamw",

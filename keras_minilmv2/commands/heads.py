@@ -96,6 +96,79 @@ def add(commands):
     command.add_argument("--learning-rate", type=float, metavar="RATE")
     add_assignments(command, "the study's settings")
     add_overwrite(command)
+    _add_subset(group)
+
+
+def _add_subset(group):
+    command = add_command(
+        group,
+        "subset",
+        subset,
+        "keep exactly K heads for a task, by gates that are trained and other ways",
+        """
+  keras-minilmv2 heads subset bert_base_en_uncased --task sst2 --data-dir glue_data \\
+      --num-kept-heads 36 --output-dir out/sst2_heads
+  keras-minilmv2 heads subset my_encoder --task mnli --data-dir glue_data \\
+      --num-kept-heads 12 24 36 72 --method joint_gumbel pipelined_bounded absolute \\
+      random --seed 0 1 2 --output-dir out/mnli_heads
+  keras-minilmv2 heads subset my_encoder --recipe recipes/heads_subset_laptop.py \\
+      --task sst2 --data-dir glue_data --output-dir out/sst2_heads""",
+    )
+    command.add_argument("model", help="an encoder: a preset or a directory")
+    command.add_argument("--task", required=True)
+    add_task_data(command)
+    command.add_argument("--output-dir", required=True, metavar="DIR")
+    command.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="a .py file that sets `recipe`, or a .json file: the settings that are "
+        "not given here",
+    )
+    command.add_argument(
+        "--num-kept-heads",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="of all layers together; default: 24",
+    )
+    command.add_argument(
+        "--method",
+        nargs="+",
+        metavar="METHOD",
+        help="joint_ or pipelined_ and gumbel, straight_through, bounded or l0; "
+        "absolute, fisher, random, depth, compress; default: pipelined_bounded",
+    )
+    command.add_argument("--seed", type=int, nargs="+", metavar="N", help="default: 0")
+    for flag, help_text in (
+        ("--epochs", "of fine-tuning with all heads; default: the task's"),
+        ("--search-epochs", "of gates alone; default: 1"),
+        ("--retraining-epochs", "without the other heads; default: 1; 0 for none"),
+        ("--num-train-examples", "default: all"),
+        ("--num-held-out-examples", "to choose models on; default: 1000"),
+    ):
+        command.add_argument(flag, type=int, metavar="N", help=help_text)
+    command.add_argument("--learning-rate", type=float, metavar="RATE")
+    command.add_argument(
+        "--gates-learning-rate",
+        type=float,
+        metavar="RATE",
+        help="of the logits; default: 0.5",
+    )
+    command.add_argument(
+        "--distill",
+        type=float,
+        metavar="SHARE",
+        help="of the loss, how much compares with the encoder with all heads; "
+        "default: 0",
+    )
+    command.add_argument(
+        "--relation-weight",
+        type=float,
+        metavar="WEIGHT",
+        help="of the relation loss against it; default: 0",
+    )
+    add_assignments(command, "the settings")
+    add_overwrite(command)
 
 
 def study(options):
@@ -108,21 +181,12 @@ def study(options):
             "`model` must be one model; others to compare with are named by "
             f"--student. Received: model={options.model}."
         )
-    given = {
-        name: getattr(options, name)
-        for name in StudySettings.field_types()
-        if getattr(options, name, None) is not None
-    }
-    if options.recipe is not None:
-        recipe = dataclasses.replace(StudySettings.load_recipe(options.recipe), **given)
-    elif options.task is None:
+    if options.recipe is None and options.task is None:
         raise ValueError("`task` must be given without a recipe. Received: task=None.")
-    else:
-        recipe = StudySettings(**given)
     study_heads(
         options.model[0],
         options.output_dir,
-        recipe.override(options.assignments),
+        _settings(StudySettings, options),
         corpus=options.corpus,
         students=options.student,
         data_dir=options.data_dir,
@@ -130,3 +194,35 @@ def study(options):
         overwrite=options.overwrite,
     )
     print(f"Written: {options.output_dir}/report.md")
+
+
+def subset(options):
+    """Chooses heads of an encoder for a task."""
+    from keras_minilmv2.runs.subset import prune_to_subset
+    from keras_minilmv2.runs.subset_cells import SubsetSettings
+
+    prune_to_subset(
+        options.model,
+        options.task,
+        options.output_dir,
+        _settings(SubsetSettings, options),
+        data_dir=options.data_dir,
+        tfds_data_dir=options.tfds_data_dir,
+        overwrite=options.overwrite,
+    )
+    print(f"Written: {options.output_dir}/model, {options.output_dir}/report.md")
+
+
+def _settings(settings_class, options):
+    """Settings of a recipe, if one is given, and of what the command line names."""
+    given = {
+        name: getattr(options, name)
+        for name in settings_class.field_types()
+        if getattr(options, name, None) is not None
+    }
+    if options.recipe is None:
+        settings = settings_class(**given)
+    else:
+        recipe = settings_class.load_recipe(options.recipe)
+        settings = dataclasses.replace(recipe, **given)
+    return settings.override(options.assignments)

@@ -146,6 +146,20 @@ def gate_shapes(gated):
     return {name: tuple(inputs[name].shape[1:]) for name in (HEAD_GATE, NEURON_GATE)}
 
 
+def block_of_layer(model):
+    """The index of each layer's block, in the order in which blocks first run.
+
+    Args:
+        model: a functional Keras model that is or holds an encoder.
+
+    Returns:
+        int `(num_layers,)`; layers of ALBERT that share a block have the same.
+    """
+    ids = [id(block) for block in blocks_in(model)]
+    first = list(dict.fromkeys(ids))
+    return np.array([first.index(each) for each in ids])
+
+
 def ones_gates(gated, batch_size=1):
     """Gates that leave everything as it is.
 

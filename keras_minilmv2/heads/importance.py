@@ -11,12 +11,12 @@ import tensorflow as tf
 from scipy import stats
 
 from keras_minilmv2.backbones.families import zero_segment_ids
-from keras_minilmv2.backbones.gated_blocks import blocks_in
 from keras_minilmv2.distillation.trainer import StudentTrainer
 from keras_minilmv2.downstream.tasks import Task
 from keras_minilmv2.heads.gates import (
     HEAD_GATE,
     NEURON_GATE,
+    block_of_layer,
     checked_mask,
     gate_shapes,
     gated_model,
@@ -302,7 +302,7 @@ def head_importance(
     with model.distribute_strategy.scope():
         example_losses, gated, encoder = _example_losses(model, loss, seed, jit_compile)
         masks = _masks(gated, head_mask, neuron_mask)
-        block_of_layer = _block_of_layer(encoder)
+        blocks = block_of_layer(encoder)
         measured = ("heads", "neurons") if neurons else ("heads",)
 
         # Not a partial, whose arrays tf.function would turn into tensors.
@@ -314,12 +314,12 @@ def head_importance(
                 masks=masks,
                 measured=measured,
                 fisher_blocks=fisher_blocks,
-                block_of_layer=block_of_layer,
+                block_of_layer=blocks,
             )
 
         check = functools.partial(_check_batch, with_targets=loss is not None)
         total = _total(model, dataset, step, check, jit_compile, on_step)
-    return _result(total, masks, block_of_layer, measured)
+    return _result(total, masks, blocks, measured)
 
 
 def attention_entropy(
@@ -452,13 +452,6 @@ def _masks(gated, head_mask, neuron_mask):
         )
         for name, mask in given.items()
     }
-
-
-def _block_of_layer(encoder):
-    """The index of each layer's block, in the order in which blocks first run."""
-    ids = [id(block) for block in blocks_in(encoder)]
-    first = list(dict.fromkeys(ids))
-    return np.array([first.index(each) for each in ids])
 
 
 def _check_batch(batch, with_targets=False):

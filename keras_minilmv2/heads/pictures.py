@@ -2,15 +2,17 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 _COLUMNS = 3
 
 
-def importance_heat_maps(scores):
-    """Draws the importance of all heads for several losses, on a common scale.
+def importance_heat_maps(scores, label="importance"):
+    """Draws a number of each head, such as its importance for several losses.
 
     Args:
-        scores: dict by title of `(num_layers, num_heads)`.
+        scores: dict by title of `(num_layers, num_heads)`, on a common scale.
+        label: str. What the number is.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -31,7 +33,7 @@ def importance_heat_maps(scores):
         ax.set(title=title, xlabel="head", ylabel="layer")
         ax.set_xticks(np.arange(1, num_heads + 1), minor=num_heads > 16)
         ax.set_yticks(np.arange(1, num_layers + 1), minor=num_layers > 24)
-    figure.colorbar(image, ax=list(axes), label="importance")
+    figure.colorbar(image, ax=list(axes), label=label)
     return figure
 
 
@@ -114,6 +116,47 @@ def scores_picture(tasks):
         ax.set(title=title, xlabel="loss given up, nats", ylabel="score, x 100")
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
+    return figure
+
+
+def methods_picture(panels, lines, ylabel):
+    """Draws scores against the number of heads that stay, a line for each method.
+
+    Args:
+        panels: dict by title of dicts by method of dicts by number of heads of lists of
+            scores, one for each seed.
+        lines: dict of float by title: the score with all heads.
+        ylabel: str.
+
+    Returns:
+        `matplotlib.figure.Figure`. Bars are intervals of 95% over seeds.
+    """
+    columns = len(panels)
+    figure = Figure(figsize=(5.5 * columns + 2, 4.6), dpi=110, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+    for ax, (title, series) in zip(axes, panels.items(), strict=True):
+        for number, (method, by_heads) in enumerate(series.items()):
+            heads = sorted(by_heads)
+            scores = [100 * np.asarray(by_heads[kept]) for kept in heads]
+            half = [
+                stats.t.ppf(0.975, len(s) - 1) * stats.sem(s) if len(s) > 1 else 0.0
+                for s in scores
+            ]
+            ax.errorbar(
+                heads,
+                [s.mean() for s in scores],
+                half,
+                marker="osv^D"[number % 5],
+                markersize=4,
+                capsize=2,
+                linewidth=1,
+                label=method,
+            )
+        if title in lines:
+            ax.axhline(100 * lines[title], color="0.4", ls="--", label="all heads")
+        ax.set(title=title, xlabel="heads that stay", ylabel=ylabel)
+        ax.grid(alpha=0.3)
+    axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

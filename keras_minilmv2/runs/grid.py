@@ -163,6 +163,7 @@ def run_grid(
     run_cell,
     *,
     save_model=None,
+    may_keep=lambda cell: True,
     metric="score",
     show=None,
     cell_class=Cell,
@@ -179,6 +180,7 @@ def run_grid(
         run_cell: function of a cell that returns its `Result` and its model.
         save_model: function of a model, its cell and a path, which writes the model;
             or None to keep none. It is kept in `model/`, with the cell in `cell.json`.
+        may_keep: function of a cell: whether its model may be the one that is kept.
         metric: str. What the scores are, in messages.
         show: function of a cell and its `Result` that says what came out. Defaults to
             `metric` and the score, times 100.
@@ -204,7 +206,8 @@ def run_grid(
         results[cell] = result
         with writing(directory):
             # The model first: a cell whose result is there is not run again.
-            if save_model is not None and best_cell(results) == cell:
+            candidates = {c: r for c, r in results.items() if may_keep(c)}
+            if save_model is not None and best_cell(candidates) == cell:
                 save_model(model, cell, directory / "model")
             finished.save(cell, result)
         if result.score is None:

@@ -12,7 +12,11 @@ from keras_minilmv2.downstream.saved import NOTES_FILE, load_fine_tuned
 from keras_minilmv2.heads.pruning import prune_heads
 from keras_minilmv2.training.progress import ProgressLine
 from keras_minilmv2.training.schedule import adamw
-from keras_minilmv2.training.supervised import NotFiniteError, train
+from keras_minilmv2.training.supervised import (
+    NotFiniteError,
+    train,
+    training_step,
+)
 from keras_minilmv2.utils.files import replacing_directory, write_json
 
 _CALIBRATION_BATCH = 32
@@ -92,6 +96,9 @@ def train_model(
     training_model=None,
     loss=None,
     with_targets=None,
+    make_step=None,
+    start=None,
+    keep=None,
 ):
     """Trains a model of a task, with a line of progress.
 
@@ -111,6 +118,11 @@ def train_model(
         loss: function of targets and outputs. Defaults to the task's.
         with_targets: function of a batch's inputs and targets that returns what the
             loss is given in place of the targets. Defaults to the targets.
+        make_step: function of the training model, the loss and the optimizer, and
+            `jit_compile`, which returns the step. Defaults to `training_step`.
+        start: function without arguments that returns what `train` starts from. It
+            is called when the step is made.
+        keep: as for `train`.
 
     Returns:
         list of float, the mean loss of each epoch.
@@ -137,14 +149,19 @@ def train_model(
     tokens = features.padded_lengths(rows).mean() * batch_size
     progress = ProgressLine(total_steps, tokens, progress_stream)
     progress.start()
+    step = (make_step or training_step)(
+        training_model or task.training_model(model),
+        loss or task.loss,
+        optimizer,
+        jit_compile=features.jit_compile,
+    )
     try:
         return train(
-            training_model or task.training_model(model),
-            loss or task.loss,
-            optimizer,
+            step,
             batches,
             on_step=lambda step, value: progress.update(step, {"loss": value}),
-            jit_compile=features.jit_compile,
+            start=None if start is None else start(),
+            keep=keep,
         )
     finally:
         progress.close()
@@ -192,15 +209,17 @@ def calibration_batches(features, number, seed):
     return list(next(training_epochs(features, _CALIBRATION_BATCH, 1, order, rows)))
 
 
-def with_backbone(task, model, backbone):
-    """A model of a task around another encoder, with the weights of its head.
+def with_backbone(task, model, backbone, seed=0, dtype=None):
+    """A model of a task around a copy of another encoder, with the weights of its head.
 
     Args:
         task: `Task`.
         model: as `task.model` builds it.
         backbone: keras-nlp backbone of the same width.
+        seed: int, of dropout.
+        dtype: dtype policy. Defaults to the backbone's.
     """
-    new = task.model(backbone, seed=0)
+    new = task.model(backbone, seed, dtype)
     for ours, theirs in zip(_head_weights(new), _head_weights(model), strict=True):
         ours.assign(theirs)
     return new

@@ -70,17 +70,19 @@ def training_step(model, loss, optimizer, jit_compile=False):
     return compiled(step, jit_compile)
 
 
-def train(model, loss, optimizer, epochs, on_step=None, jit_compile=False):
-    """Trains a model.
+def train(step, epochs, on_step=None, *, start=None, keep=None):
+    """Trains by taking one step after the other.
 
     Args:
-        model: Keras model.
-        loss: function of targets and outputs, a scalar.
-        optimizer: Keras optimizer.
+        step: function of inputs and targets that updates a model and returns the loss,
+            such as `training_step` returns.
         epochs: iterable of iterables of pairs, inputs and targets, of any one
             structure. The first axis is the batch.
         on_step: function of the step, counted from 1, and its loss.
-        jit_compile: bool, as for `training_step`.
+        start: dict that `keep` was given, of a training that goes on: the batches of
+            steps that are done are passed over.
+        keep: function of the steps that are done and a dict, what JSON can hold, after
+            each of them.
 
     Returns:
         list of float, the mean loss of each epoch.
@@ -88,12 +90,14 @@ def train(model, loss, optimizer, epochs, on_step=None, jit_compile=False):
     Raises:
         NotFiniteError: if a loss is not finite.
     """
-    step = training_step(model, loss, optimizer, jit_compile)
-    number, means = 0, []
+    start = start or {"step": 0, "total": 0.0, "count": 0, "means": []}
+    done, means = start["step"], list(start["means"])
+    total, count, number = start["total"], start["count"], 0
     for epoch in epochs:
-        total, count = 0.0, 0
         for batch in epoch:
             number += 1
+            if number <= done:
+                continue
             value = float(step(*batch))
             if not math.isfinite(value):
                 raise NotFiniteError(f"The loss was not finite at step {number}.")
@@ -101,7 +105,12 @@ def train(model, loss, optimizer, epochs, on_step=None, jit_compile=False):
             total, count = total + size * value, count + size
             if on_step is not None:
                 on_step(number, value)
-        means.append(total / count)
+            if keep is not None:
+                state = {"step": number, "total": total, "count": count}
+                keep(number, {**state, "means": list(means)})
+        if number >= done:
+            means.append(total / count)
+            total, count = 0.0, 0
     return means
 
 
