@@ -123,9 +123,9 @@ def _mean(values):
 def _interval(values, others):
     """A mean difference in points, and its interval."""
     found = paired_difference(100 * np.array(values), 100 * np.array(others))
-    if found.low is None:
+    if found.lower is None:
         return f"{found.mean:+.2f}"
-    return f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    return f"{found.mean:+.2f} ({found.lower:+.2f} to {found.upper:+.2f})"
 
 
 def _scores(groups, whole):

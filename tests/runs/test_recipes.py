@@ -1,11 +1,12 @@
 import json
 
 import pytest
-from recipe_files import DISTILLATIONS, RECIPE_FILES, STUDIES
+from recipe_files import DISTILLATIONS, RECIPE_FILES, STUDIES, SUBSETS
 from small_runs import PACKAGED
 
 from keras_minilmv2.runs.heads_cells import StudySettings
 from keras_minilmv2.runs.recipes import Recipe, load_recipe
+from keras_minilmv2.runs.subset_cells import SubsetSettings
 
 FIELDS = {
     "teacher": "some/directory",
@@ -41,11 +42,16 @@ def test_recipes_load_and_say_what_they_cost(path):
     assert "keras-minilmv2 distill recipes/" + path.name in text
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_recipes_of_studies_load_and_say_what_they_cost(path):
-    assert len(StudySettings.load_recipe(path).task) >= 4
+@pytest.mark.parametrize("path", [*STUDIES, *SUBSETS], ids=lambda path: path.stem)
+def test_recipes_of_heads_load_and_say_what_they_cost(path):
+    if path in STUDIES:
+        command = "keras-minilmv2 heads study"
+        assert len(StudySettings.load_recipe(path).task) >= 4
+    else:
+        command = "keras-minilmv2 heads subset"
+        assert len(SubsetSettings.load_recipe(path).num_kept_heads) >= 4
     text = path.read_text()
-    for word in ("Cost:", "Result:", "Source:", "keras-minilmv2 heads study"):
+    for word in ("Cost:", "Result:", "Source:", command):
         assert word in text
     assert f"--recipe recipes/{path.name}" in text
     with pytest.raises(ValueError, match="sets `recipe = Recipe"):
