@@ -58,8 +58,8 @@ METHODS = ("heads and neurons", "masks", "heads only", "first layers")
 TUNED = ("heads and neurons", "first layers")
 BATCH_SIZE, LENGTH = 32, 128
 NUM_CALIBRATION, LEARNING_RATE, DISTILL = 2_048, 1e-4, 0.5
-# Encoders that take turns, at most, and runs of each.
-TOGETHER, REPEATS = 12, 15
+# Runs of each encoder beside the whole one.
+REPEATS = 15
 
 
 @dataclass(frozen=True, order=True)
@@ -162,11 +162,15 @@ class Compressed:
         score = found.metrics[self.task.main_metric]
         return Result(score, metrics, [], time.perf_counter() - started), None
 
-    def cells(self):
-        """Those of this model: the speeds that it can have."""
+    def cells(self, tuned):
+        """Those of this model: the speeds that it can have.
+
+        Args:
+            tuned: list of float. The speeds that are fine-tuned too.
+        """
         settings = [("whole", 1.0, 0)]
         settings += itertools.product(METHODS, SPEEDUPS, (0,))
-        settings += itertools.product(TUNED, SPEEDUPS, (1,))
+        settings += itertools.product(TUNED, tuned, (1,))
         return [
             CompressionCell(self.task.name, self.seed, method, speedup, epochs)
             for method, speedup, epochs in settings
@@ -232,7 +236,7 @@ def plan(options):
 
 
 def times_faster(backbone, encoders, batch_size):
-    """How many times faster than a backbone encoders are, in turns with it.
+    """How many times faster than a backbone encoders are, each in turns with it.
 
     Args:
         backbone: keras-nlp backbone.
@@ -242,15 +246,15 @@ def times_faster(backbone, encoders, batch_size):
     Returns:
         dict of float by name, the median ratio.
     """
-    found, names = {}, list(encoders)
+    found = {}
     batch = random_batch(backbone, batch_size, LENGTH)
-    for begin in range(0, len(names), TOGETHER):
-        models = {name: encoders[name] for name in names[begin : begin + TOGETHER]}
-        repeats = REPEATS if batch_size > 1 else 10 * REPEATS
-        seconds = seconds_per_batch({"whole": backbone, **models}, batch, repeats)
-        whole = seconds.pop("whole")
-        for name, times in seconds.items():
-            found[name] = statistics.median(map(lambda a, b: a / b, whole, times))
+    repeats = REPEATS if batch_size > 1 else 10 * REPEATS
+    # Two at a time: encoders of other sizes in between change what memory is at hand,
+    # and the whole one suffers most.
+    for name, encoder in encoders.items():
+        models = {"whole": backbone, "smaller": encoder}
+        pairs = zip(*seconds_per_batch(models, batch, repeats).values(), strict=True)
+        found[name] = statistics.median(whole / smaller for whole, smaller in pairs)
     return found
 
 
@@ -268,7 +272,10 @@ def scores(options):
             path, options.data, costs, found["planned"], options.num_train_examples
         )
         run_grid(
-            options.directory, model.cells(), model.run, cell_class=CompressionCell
+            options.directory,
+            model.cells(options.tuned),
+            model.run,
+            cell_class=CompressionCell,
         )
     write(options.directory)
 
@@ -361,6 +368,9 @@ def main():
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--num-train-examples", type=int)
+    parser.add_argument(
+        "--tuned", type=float, nargs="*", default=SPEEDUPS, help="speeds, of `scores`"
+    )
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
     {"plan": plan, "scores": scores, "speeds": speeds}[options.part](options)

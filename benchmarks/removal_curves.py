@@ -3,7 +3,8 @@
     python removal_curves.py DIRECTORY GLUE_DATA MODEL [MODEL ...]
 
 Each MODEL is what `keras-minilmv2 finetune` wrote with one seed. For every task the
-score on its dev split is measured at each tenth of the heads removed, in these orders:
+score on its dev split is measured at each of `--shares` of the heads removed, in these
+orders:
 
     absolute     Michel et al.'s importance, computed again after each tenth
     once         the same, computed once
@@ -145,18 +146,22 @@ def main():
     parser.add_argument("directory", type=Path)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("models", nargs="+")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=SHARES, help="0.5 must be one"
+    )
     options = parser.parse_args()
+    shares = tuple(options.shares)
     options.directory.mkdir(parents=True, exist_ok=True)
     curves = {}
     for path in options.models:
         found = Curves(path, options.data_dir)
 
         def run(cell, found=found):
-            curve = removal_curve(found.score, found.order(cell.order), SHARES)
-            metrics = dict(zip(map(str, SHARES), curve.scores[0], strict=True))
+            curve = removal_curve(found.score, found.order(cell.order), shares)
+            metrics = dict(zip(map(str, shares), curve.scores[0], strict=True))
             metrics |= {
                 f"removed at {share}": removed
-                for share, removed in zip(SHARES, curve.removed[0], strict=True)
+                for share, removed in zip(shares, curve.removed[0], strict=True)
             }
             return Result(float(metrics["0.5"]), metrics), None
 
@@ -173,6 +178,8 @@ def write(directory, results):
     texts, numbers = [], {}
     for ax, task in zip(axes, tasks, strict=True):
         rows = []
+        of_task = [results[cell].metrics for cell in results if cell.task == task]
+        shares = sorted(float(x) for x in of_task[0] if not x.startswith("removed"))
         for name in (*ORDERS[:6], "random"):
             cells = [
                 cell
@@ -184,14 +191,14 @@ def write(directory, results):
             # Several random orders of a model are one run of it.
             by_seed = {}
             for cell in cells:
-                scores = [results[cell].metrics[str(share)] for share in SHARES]
+                scores = [results[cell].metrics[str(share)] for share in shares]
                 by_seed.setdefault(cell.seed, []).append(scores)
             runs = 100 * np.array([np.mean(each, axis=0) for each in by_seed.values()])
             numbers.setdefault(task, {})[name] = runs.tolist()
             mean = runs.mean(axis=0)
             deviation = runs.std(axis=0, ddof=1) if len(runs) > 1 else 0 * mean
-            ax.plot(SHARES, mean, marker="o", markersize=3, label=name)
-            ax.fill_between(SHARES, mean - deviation, mean + deviation, alpha=0.15)
+            ax.plot(shares, mean, marker="o", markersize=3, label=name)
+            ax.fill_between(shares, mean - deviation, mean + deviation, alpha=0.15)
             rows.append(
                 [name, str(len(runs))]
                 + [f"{m:.1f}±{d:.1f}" for m, d in zip(mean, deviation, strict=True)]
@@ -200,7 +207,7 @@ def write(directory, results):
             title=task, xlabel="share of heads removed", ylabel="dev score, times 100"
         )
         ax.legend(frameon=False, fontsize=8)
-        header = ["order", "seeds", *(f"{share:.0%}" for share in SHARES)]
+        header = ["order", "seeds", *(f"{share:.0%}" for share in shares)]
         texts.append(f"## {task}\n\n{markdown_table(header, rows)}\n")
     write_json(directory / "curves.json", numbers)
     with replacing_file(directory / "curves.png") as temporary:

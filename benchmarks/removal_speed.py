@@ -25,8 +25,8 @@ from keras_minilmv2.utils.tables import count, markdown_table
 from keras_minilmv2.utils.throughput import seconds_per_batch
 
 LENGTH = 128
-# Encoder, and heads that each layer keeps.
-KEPT = {"6x384": (SMALL, 6), "12x768": (BASE, 1)}
+# Encoders, and heads that each layer keeps.
+KEPT = (("6x384", SMALL, 6), ("6x384", SMALL, 3), ("12x768", BASE, 1))
 BATCH_SIZES = (1, 16, 64)
 
 
@@ -42,9 +42,8 @@ def encoder(shape):
     )
 
 
-def measured(name, repeats):
+def measured(name, shape, kept, repeats):
     """Rows of a table."""
-    shape, kept = KEPT[name]
     whole = encoder(shape)
     head_mask = np.zeros((shape.num_layers, shape.num_heads), "int32")
     # Spread over the layer, as importance would.
@@ -93,7 +92,7 @@ def main():
     options = parser.parse_args()
     header = ["encoder", "parameters", "batch", "whole", "masked", "pruned"]
     header += ["times the whole", "times the masked", "ceiling"]
-    rows = [row for name in KEPT for row in measured(name, options.repeats)]
+    rows = [row for each in KEPT for row in measured(*each, options.repeats)]
     print(f"{hardware()}, {datetime.date.today()}, {LENGTH} tokens, sentences/s\n")
     print(markdown_table(header, rows))
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import downstream
 import harness
+import numpy as np
 import profile_step
 import pytest
 import removal_speed
+import subset_steps
 import train_step
 import weighted_relations
 import write_results
 from shapes import PAIRS
 from small_runs import make_teacher, write_task
 
+from keras_minilmv2.heads.costs import random_batch
 from keras_minilmv2.runs.fine_tune import fine_tune
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -359,9 +362,8 @@ def test_compression_is_planned_scored_and_timed(tmp_path):
 @pytest.mark.slow
 def test_removal_is_timed_beside_the_whole_and_the_masked_encoder(monkeypatch):
     shape = PAIRS["tiny"].teacher
-    monkeypatch.setattr(removal_speed, "KEPT", {"tiny": (shape, 1)})
     monkeypatch.setattr(removal_speed, "BATCH_SIZES", (1, 2))
-    rows = list(removal_speed.measured("tiny", repeats=1))
+    rows = list(removal_speed.measured("tiny", shape, 1, repeats=1))
     assert [row[:1] + row[2:3] for row in rows] == [
         ["tiny, 2 of 4 heads", "1"],
         ["tiny, 2 of 4 heads", "2"],
@@ -369,3 +371,14 @@ def test_removal_is_timed_beside_the_whole_and_the_masked_encoder(monkeypatch):
     for row in rows:
         assert all(float(number) > 0 for number in row[3:])
         assert float(row[-1]) > 1
+
+
+@pytest.mark.slow
+def test_steps_with_gates_take_turns_with_fine_tuning():
+    shape = PAIRS["tiny"].teacher
+    steps, backbone = subset_steps.steps_of(shape, 2)
+    batch = random_batch(backbone, 4, 8), np.zeros(4, "int32")
+    found, plain = subset_steps.ratios(steps, batch, repeats=2)
+    assert set(found) == set(steps) - {subset_steps.PLAIN}
+    assert len(plain) == 2 * len(found)
+    assert all(ratio > 0 for values in found.values() for ratio in values)
