@@ -1,8 +1,12 @@
 """Training of an encoder together with gates that decide which heads it keeps."""
 
+import functools
+
+import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_minilmv2.distillation.trainer import StudentTrainer
 from keras_minilmv2.heads.gates import (
     HEAD_GATE,
     NEURON_GATE,
@@ -27,10 +31,13 @@ class SubsetTraining:
     in the compiled step.
 
     Args:
-        model: functional Keras model that holds the encoder, as for `gated_model`.
+        model: functional Keras model that holds the encoder, as for `gated_model`; or a
+            trainer of the package, such as `RelationDistiller`, which brings its loss:
+            its student is then pruned while it is distilled.
         gates: `HeadSubset` or `L0Gates`: a row for each layer of the encoder, or, of
-            ALBERT, for each block.
-        loss: function of targets and outputs, a scalar.
+            ALBERT, for each block. A relation loss ends at the queries, keys and values
+            of the student's last layer: its heads have none.
+        loss: function of targets and outputs, a scalar; None with a trainer.
         optimizer: Keras optimizer of the model; None to train the gates alone.
         gates_optimizer: Keras optimizer of the gates.
         schedule: function of the number of updates, a tensor from 0, that returns the
@@ -56,27 +63,45 @@ class SubsetTraining:
         *,
         jit_compile=False,
     ):
-        self.gates, self.loss, self.schedule = gates, loss, schedule
+        is_trainer = isinstance(model, StudentTrainer)
+        if is_trainer != (loss is None):
+            raise ValueError(
+                "`loss` must be given, unless `model` is a trainer, which has its own. "
+                f"Received: loss={loss!r}, model of type {type(model).__name__}."
+            )
+        self.gates, self.schedule = gates, schedule
         self.gates_optimizer = gates_optimizer
         self.optimizer = optimizer or gates_optimizer
-        self.student = model
-        self._gated = gated_model(model)
-        self._blocks = block_of_layer(model)
+        self.student = model.student_part if is_trainer else model
+        self._gated = gated_model(self.student)
+        self._blocks = block_of_layer(self.student)
         self._neurons = _check_fits(self._gated, self._blocks, gates)
-        self._of_model = [] if optimizer is None else model.trainable_variables
+        if is_trainer:
+            generator = keras.random.SeedGenerator(gates.seed)
+            self._loss = functools.partial(
+                _loss_of_trainer, model, generator, self._gated, jit_compile
+            )
+        else:
+            self._loss = functools.partial(_loss_of_function, loss, self._gated)
+        self._of_model = [] if optimizer is None else self.student.trainable_variables
         if optimizer is not None:
             optimizer.build(self._of_model)
         gates_optimizer.build(gates.trainable_variables)
         self._run = compiled(self._step, jit_compile)
         self.facts = []
 
-    def step(self, inputs, targets):
-        """One update; returns the loss of the task."""
-        value, *facts = self._run(inputs, targets).numpy().tolist()
+    def step(self, inputs, *targets):
+        """One update; returns the loss without the penalty of the gates.
+
+        Args:
+            inputs: dict of the model's inputs; a batch as the trainer takes it.
+            *targets: what the loss compares with; none with a trainer.
+        """
+        value, *facts = self._run(inputs, *targets).numpy().tolist()
         self.facts.append(dict(zip(FACTS, facts, strict=True)))
         return value
 
-    def _step(self, inputs, targets):
+    def _step(self, inputs, *targets):
         gates, of_gates = self.gates, self.gates.trainable_variables
         number = tf.cast(self.gates_optimizer.iterations.value, "int64")
         gates.step.assign(number)
@@ -86,8 +111,8 @@ class SubsetTraining:
         def loss():
             nonlocal drawn, task_loss
             drawn = gates(training=True, temperature=temperature)
-            outputs = self._gated({**inputs, **self._gate_inputs(drawn)}, training=True)
-            task_loss = tf.cast(self.loss(targets, outputs), "float32")
+            value = self._loss(self._gate_inputs(drawn), inputs, *targets)
+            task_loss = tf.cast(value, "float32")
             return task_loss + gates.penalty()
 
         variables = [*self._of_model, *of_gates]
@@ -151,6 +176,21 @@ class SubsetTraining:
 
     def separate_seeds(self, restored=False):
         """There is one replica."""
+
+
+def _loss_of_function(loss, gated, gates, inputs, targets):
+    return loss(targets, gated({**inputs, **gates}, training=True))
+
+
+def _loss_of_trainer(trainer, generator, gated, static_shapes, gates, batch):
+    losses, counted = trainer.example_losses(
+        batch,
+        lambda inputs: gated({**inputs, **gates}, training=True),
+        generator,
+        static_shapes,
+    )
+    counted = tf.cast(counted, losses.dtype)
+    return tf.reduce_sum(losses * counted) / tf.maximum(tf.reduce_sum(counted), 1.0)
 
 
 def _check_fits(gated, blocks, gates):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from families import make_backbone, make_inputs
 
+from keras_minilmv2.distillation.distiller import RelationDistiller
 from keras_minilmv2.downstream.registry import TASKS
 from keras_minilmv2.heads.gates import gated_model, ones_gates
 from keras_minilmv2.heads.l0_gates import L0Gates
@@ -239,3 +240,36 @@ def test_hard_concrete_gates_are_those_of_the_formula():
 def test_gates_that_do_not_fit_are_refused(gates, error, sentence):
     with pytest.raises(error, match=sentence):
         make_training(make_model(), gates())
+
+
+def test_a_student_is_pruned_while_it_is_distilled():
+    teacher = make_backbone("bert", seed=1, dropout=0.0)
+    student = make_backbone("bert", seed=2, dropout=0.0, num_layers=3)
+    distiller = RelationDistiller(teacher, student, 4, num_relation_heads=4)
+    gates = HeadSubset(2, 4, 3, variant="bounded", seed=0)
+    training = SubsetTraining(
+        distiller,
+        gates,
+        None,
+        keras.optimizers.SGD(0.01),
+        keras.optimizers.SGD(0.1),
+        lambda step: tf.constant(1e-3),
+    )
+    batch = {n: tf.convert_to_tensor(x) for n, x in make_inputs(student).items()}
+    # At so low a temperature the gates are 0 and 1: the student without these heads.
+    drawn = gates(training=True, temperature=tf.constant(1e-3)).numpy()
+    np.testing.assert_allclose(drawn, drawn.round(), atol=1e-3)
+    mask = np.concatenate([drawn.round(), np.ones((1, 4))]).astype("int32")
+    pruned = RelationDistiller(teacher, prune_heads(student, mask), 4, 4)
+    pruned.compile(optimizer=keras.optimizers.SGD(0.01))
+    wanted = pruned.evaluate(batch, batch_size=8, verbose=0, return_dict=True)["loss"]
+    before = student.get_weights()
+    assert training.step(batch) == pytest.approx(wanted, rel=1e-4)
+    moved = [
+        np.abs(ours - theirs).max()
+        for ours, theirs in zip(student.get_weights(), before, strict=True)
+    ]
+    assert max(moved) > 0
+    assert training.masks()[0].shape == (2, 4)
+    with pytest.raises(ValueError, match="`loss` must be given, unless"):
+        SubsetTraining(distiller, gates, TASK.loss, None, None, None)
