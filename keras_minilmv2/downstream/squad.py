@@ -37,6 +37,15 @@ class SpanExamples:
         for examples in self.by_language.values():
             yield from examples
 
+    def take(self, indices):
+        """The examples with these indices, in their own order."""
+        wanted, first, chosen = set(map(int, indices)), 0, {}
+        for language, examples in self.by_language.items():
+            places = enumerate(examples, start=first)
+            chosen[language] = [each for place, each in places if place in wanted]
+            first += len(examples)
+        return SpanExamples(chosen)
+
     def sample(self, number):
         """Some of the examples of each language, the same each time."""
         chosen = {}

@@ -18,7 +18,7 @@ from keras_minilmv2.downstream.span_model import (
     span_loss,
 )
 from keras_minilmv2.downstream.windows import span_dataset, span_features
-from keras_minilmv2.training.supervised import train
+from keras_minilmv2.training.supervised import train, training_step
 
 
 def some_inputs(tokenizer):
@@ -249,10 +249,9 @@ def test_head_of_another_shape_is_named(tmp_path, head):
 def test_fit_trains_as_fine_tuning_does():
     model, tokenizer = fresh("bert")
     features = span_features(tokenizer, make_examples(16), **SIZES)
+    optimizer = keras.optimizers.Adam(1e-2)
     losses = train(
-        model.with_flat_blocks(),
-        span_loss,
-        keras.optimizers.Adam(1e-2),
+        training_step(model.with_flat_blocks(), span_loss, optimizer),
         training_epochs(features, 8, 3, seed=1),
     )
     other, _ = fresh("bert")

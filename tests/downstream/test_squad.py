@@ -16,7 +16,7 @@ from keras_minilmv2.downstream.registry import TASKS
 from keras_minilmv2.downstream.span_metrics import MLQA_LANGUAGES
 from keras_minilmv2.downstream.squad import SpanExamples
 from keras_minilmv2.downstream.windows import SpanFeatures
-from keras_minilmv2.training.supervised import NotFiniteError, train
+from keras_minilmv2.training.supervised import NotFiniteError, train, training_step
 
 
 def evaluate(model, tokenizer, examples, language=None, **options):
@@ -38,7 +38,9 @@ def train_spans(
     examples = SpanExamples({None: examples or make_examples(16)})
     features = task.features(examples, model.backbone, tokenizer)
     epochs = training_epochs(features, batch_size, num_epochs, seed)
-    return train(task.training_model(model), task.loss, optimizer, epochs)
+    return train(
+        training_step(task.training_model(model), task.loss, optimizer), epochs
+    )
 
 
 # Training.
@@ -183,6 +185,13 @@ def test_best_threshold_gives_the_best_score():
         model, tokenizer, examples, no_answer=True, null_threshold=threshold
     ).metrics
     assert again["f1"] == pytest.approx(metrics["best_f1"])
+
+
+def test_taken_examples_keep_their_language_and_order():
+    ours, theirs = make_examples(3), make_examples(2)
+    both = SpanExamples({"en": ours, "de": theirs})
+    taken = both.take([4, 0, 2])
+    assert taken.by_language == {"en": [ours[0], ours[2]], "de": [theirs[1]]}
 
 
 def test_language_gives_the_scores_of_mlqa():
