@@ -150,18 +150,17 @@ class HeadSubset(Gates):
     Every head has a logit w. With G independent Gumbel noise, training computes for a
     temperature t
 
-        gumbel            r_1 = w + G,  p_j = softmax(r_j / t),
-                          r_{j+1} = r_j + log(1 - p_j),  gates = sum_{j=1..K} p_j
+        gumbel            gates = sum_{j=1..K} p_j,  p_j = softmax(r_j / t)
         straight_through  gates = top_K(w), whose gradient is passed on as it is
-        bounded           gates = sigmoid((w + G - theta) / t), with theta such that
-                          sum c gates = budget
+        bounded           gates = sigmoid((w + G - theta) / t),  sum c gates = budget
 
-    The first two are those of Li et al.; their gates sum to K, and at temperatures near
-    1 single ones of `gumbel` are well above 1. The third is ours: gates from 0 to 1,
-    no loop over K, and costs c, so that neurons may be chosen too, and the budget may
-    be of operations or seconds. As t falls, both draw K heads by Gumbel top-K. In
-    inference gates are 1 for the K highest logits and 0 for the others, without noise;
-    of equal logits the first counts as higher.
+    where r_1 = w + G and r_{j+1} = r_j + log(1 - p_j), and theta is what meets the
+    budget. The first two are those of Li et al.; their gates sum to K, and at
+    temperatures near 1 single ones of `gumbel` are well above 1. The third is ours:
+    gates from 0 to 1, no loop over K, and costs c, so that neurons may be chosen too,
+    and the budget may be of operations or seconds. As t falls, both draw K heads by
+    Gumbel top-K. In inference gates are 1 for the K highest logits and 0 for the
+    others, without noise; of equal logits the first counts as higher.
 
     All is float32, logarithms where probabilities would vanish. Noise depends on the
     seed and `step` alone: replicas that share a step draw the same.
