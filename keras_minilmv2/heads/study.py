@@ -228,13 +228,16 @@ def acceptable_deduction(
     samples = np.random.default_rng(seed).integers(runs, size=(num_samples, runs))
     # A grid that the fits of all samples are read at.
     grid = np.unique(np.concatenate([losses.ravel(), losses.mean(axis=0)]))
-    drops = np.array([_drops(losses[rows], scores[rows], grid) for rows in samples])
-    bound = np.quantile(drops, 1 - confidence, axis=0)
-    value = _largest(grid, bound, -tolerance)
-    found = [_largest(grid, drop, -tolerance) or 0.0 for drop in drops]
-    lower, upper = np.quantile(found, [0.025, 0.975])
-    is_all = bool(bound[-1] >= -tolerance)
-    return Deduction(value, float(lower), float(upper), is_all)
+    drops = [_drops(losses[rows], scores[rows], grid) for rows in samples]
+    # No fit rises, so that what all but 5% of the samples accept is a 5% quantile.
+    found = np.array([_largest(grid, drop, -tolerance) for drop in drops])
+    value, lower, upper = np.quantile(
+        found, [1 - confidence, 0.025, 0.975], method="inverted_cdf"
+    ).tolist()
+    is_all = value == grid[-1]
+    return Deduction(
+        None if value < 0 else value, max(lower, 0.0), max(upper, 0.0), bool(is_all)
+    )
 
 
 def _drops(losses, scores, grid):
@@ -248,10 +251,10 @@ def _drops(losses, scores, grid):
 
 
 def _largest(grid, values, least):
-    """The largest x whose value, which never rises, is at least some number."""
+    """The largest x whose value, which never rises, is at least some number; or -1."""
     good = np.flatnonzero(values >= least)
     if not len(good):
-        return None
+        return -1.0
     last = good[-1]
     if last + 1 == len(grid):
         return float(grid[-1])

@@ -85,6 +85,8 @@ class Numbers:
         no_heads: float. Loss without any head.
         coherences: dict of `Coherence` by pair of names of losses; a pair of one name
             are the seeds of one task.
+        learned: dict of bool by task: whether the whole encoder scores higher than it
+            does without any head, beyond the interval; True if that is not measured.
         deductions: dict of `Deduction`, or None, by task and `"before"` or `"after"`.
         controls: list of dicts, importance against random heads at equal loss.
     """
@@ -100,15 +102,18 @@ class Numbers:
         self.curves["random"] = study.curve("random", random)
         self.no_heads = float(self.curves[self.settings.order].mean[-1])
         self.coherences = self._coherences()
+        self.learned = {task: self._learned(task) for task in study.tasks}
         self.deductions = {
-            (task, when): self._deduction(task, when)
+            (task, when): self._deduction(task, when) if self.learned[task] else None
             for task in study.tasks
             for when in ("before", "after")
         }
+        # Without all heads there is nothing left to choose.
         self.controls = [
             self._control(task, share)
             for task in study.tasks
             for share in self.settings.pruned_shares
+            if share < 1 and self.learned[task]
         ]
 
     def _result(self, encoder, task, seed=0):
@@ -169,6 +174,13 @@ class Numbers:
         scores = np.array([missing if s is None else s for s in scores]).T
         return np.array(losses), scores[np.isfinite(scores).all(axis=1)]
 
+    def _learned(self, task):
+        scores = [self.scores(n, task, "before") for n in (WHOLE, "importance 1")]
+        found = _difference(scores)
+        if found is None:
+            return True
+        return found.sign > 0 or (found.lower is None and found.mean > 0)
+
     def _deduction(self, task, when):
         losses, scores = self._points(task, when)
         return acceptable_deduction(losses, scores, tolerance=self.settings.tolerance)
@@ -183,12 +195,8 @@ class Numbers:
             "loss, random": float(self.losses(by_chance).mean()),
         }
         for when in ("before", "after"):
-            pair = [self.scores(n, task, when) for n in (by_importance, by_chance)]
-            row[when] = None
-            if all(scores is not None for scores in pair):
-                both = np.isfinite(pair).all(axis=0)
-                if both.any():
-                    row[when] = paired_difference(pair[0][both], pair[1][both])
+            names = by_importance, by_chance
+            row[when] = _difference([self.scores(n, task, when) for n in names])
         return row
 
     def _share_removed(self, encoder):
@@ -376,6 +384,12 @@ def _of_deductions(numbers):
         return
     points = percent(numbers.settings.tolerance)
     for task in numbers.study.tasks:
+        if not numbers.learned[task]:
+            yield (
+                f"On {numbers.title(task)} the whole encoder scores like one without "
+                "heads, so that no deduction is known and it is not compared below."
+            )
+            continue
         parts = []
         for when in ("before", "after"):
             found = numbers.deductions[task, when]
@@ -425,12 +439,8 @@ def _of_others(numbers):
         nearest = min(pruned, key=lambda each: abs(numbers.given_up(each) - losses[0]))
         differences = []
         for task in numbers.study.tasks:
-            pair = [numbers.scores(each, task) for each in (name, nearest)]
-            if any(scores is None for scores in pair):
-                continue
-            both = np.isfinite(pair).all(axis=0)
-            if both.any():
-                found = paired_difference(pair[0][both], pair[1][both])
+            found = _difference([numbers.scores(n, task) for n in (name, nearest)])
+            if found is not None and numbers.learned[task]:
                 mark = "" if found.sign else " (within its interval)"
                 differences.append(
                     f"{numbers.title(task)} {100 * found.mean:+.2f}{mark}"
@@ -569,6 +579,14 @@ def _score_rows(numbers, task):
             row[mark] = None if scores is None else _finite(_deviation(scores))
         row["runs"] = len(numbers.seeds)
         yield row
+
+
+def _difference(pair):
+    """`paired_difference` of the runs that both have, or None without any."""
+    if any(scores is None for scores in pair):
+        return None
+    both = np.isfinite(pair).all(axis=0)
+    return paired_difference(pair[0][both], pair[1][both]) if both.any() else None
 
 
 def _deviation(scores):

@@ -179,6 +179,20 @@ def test_the_report_says_what_the_numbers_say(places, made_up, tmp_path):
     assert "too little" not in text
 
 
+def test_a_task_that_was_not_learned_is_not_compared(places, made_up, tmp_path):
+    study, _ = run_study(places, tmp_path / "out")
+    assert Numbers(study).learned == {"sst2": True}
+    for cell, result in study.results.items():
+        if (cell.encoder, cell.task) == (WHOLE, "sst2"):
+            result.metrics["removed"]["importance 1"] = result.score
+    numbers = Numbers(study)
+    assert set(numbers.deductions.values()) == {None}
+    assert numbers.controls == []
+    text = " ".join(findings(numbers))
+    assert "On SST-2 the whole encoder scores like one without heads" in text
+    assert "at equal" not in text.lower()
+
+
 @pytest.mark.slow
 def test_a_study_that_was_ended_goes_on_and_takes_further_seeds(
     places, made_up, tmp_path, monkeypatch
