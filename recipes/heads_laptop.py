@@ -5,8 +5,9 @@
 
 The model is what `keras-minilmv2 pretrain` wrote.
 
-Cost:    not measured
-Result:  not measured
+Cost:    51 minutes for RoBERTa 4x128, 75 for ALBERT 4x192, on a core of an Intel Xeon
+Result:  acceptable deductions of 0.00 to 0.13 nats, see "Two small encoders" in
+         docs/heads.md (`--tuned-shares 0.5 0.75 1.0`, 3 seeds, 2026-12-01)
 Source:  our own settings; the questions of Chiang & Chen, 2021
 """
 
