@@ -98,8 +98,8 @@ def measured_costs(backbone, batch_size, sequence_length, *, rounds=7):
 
     Encoders of two layers and of the backbone's widths take turns: with 0, 1, ...
     heads in every layer and all neurons, and with 24ths of the neurons and all heads.
-    A layer's seconds are half the difference to the encoder without; medians, made
-    monotone by isotonic regression. `base` is that of the backbone itself, measured
+    A layer's seconds are half the difference to the encoder without; a curve through
+    their medians, see `fitted_costs`. `base` is that of the backbone itself, measured
     without heads and neurons.
 
     Args:
@@ -123,23 +123,55 @@ def measured_costs(backbone, batch_size, sequence_length, *, rounds=7):
     models |= {("neurons", n): pruned_to(small, num_heads, n) for n in neuron_counts}
     models["bare"] = pruned_to(backbone, 0, 0)
     batch = random_batch(backbone, batch_size, sequence_length)
-    seconds = {
-        name: statistics.median(times)
-        for name, times in seconds_per_batch(models, batch, rounds).items()
-    }
+    seconds = seconds_per_batch(models, batch, rounds)
     seconds["heads", num_heads] = seconds["neurons", num_neurons]
 
     def layer(kind, counts):
-        times = np.array([seconds[kind, n] for n in counts])
-        return isotonic_regression((times - times[0]) / _TIMED_LAYERS, y_min=0)
+        times = np.array([seconds[kind, n] for n in counts]).T
+        return fitted_costs(counts, (times - times[:, :1]) / _TIMED_LAYERS)
 
     return Costs(
         "seconds",
-        seconds["bare"],
-        layer("heads", range(num_heads + 1)),
+        statistics.median(seconds["bare"]),
+        layer("heads", np.arange(num_heads + 1)),
         neuron_counts,
         layer("neurons", neuron_counts),
     )
+
+
+def fitted_costs(counts, seconds):
+    """What counts cost, from rounds of noisy measurements: a straight line or steps.
+
+    The line goes through 0; the steps are the isotonic regression of the medians, and
+    are taken only where they predict a round from the other rounds better than the line
+    does, by the sum of absolute errors. Steps that are noise would make counts at their
+    upper ends look cheap.
+
+    Args:
+        counts: int `(choices,)`, ascending from 0.
+        seconds: float `(rounds, choices)`; the first column is 0.
+
+    Returns:
+        float64 `(choices,)`, which never falls, from 0.
+    """
+    counts = np.asarray(counts, "float64")
+
+    def line(rounds):
+        slope = counts @ np.median(rounds, axis=0) / (counts @ counts)
+        return max(slope, 0.0) * counts
+
+    def steps(rounds):
+        return isotonic_regression(np.median(rounds, axis=0), y_min=0)
+
+    def error(fit):
+        return sum(
+            np.abs(fit(np.delete(seconds, left_out, axis=0)) - times).sum()
+            for left_out, times in enumerate(seconds)
+        )
+
+    if len(seconds) < 2:
+        return line(seconds)
+    return min(line, steps, key=error)(seconds)
 
 
 def pruned_to(backbone, num_heads, num_neurons):

@@ -6,6 +6,7 @@ from families import make_backbone
 
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.heads.costs import (
+    fitted_costs,
     measured_costs,
     operation_costs,
     parameter_costs,
@@ -55,6 +56,20 @@ def test_measured_costs_rise():
         assert (np.diff(table) >= 0).all()
     between = costs.total([4] * 4, [costs.neuron_counts[3] + 1] * 4)
     assert costs.total([4] * 4, [costs.neuron_counts[3]] * 4) <= between
+
+
+def test_costs_of_noise_are_a_line_and_real_steps_stay():
+    counts = np.arange(0, 13)
+    noise = np.random.default_rng(0).normal(0, 0.02, (7, 13)) * (counts > 0)
+    # 3 in 100 of each count, with noise of two thirds of that.
+    found = fitted_costs(counts, 0.03 * counts + noise)
+    np.testing.assert_allclose(found / counts.clip(1), 0.03 * (counts > 0), rtol=0.05)
+    steps = np.ceil(counts / 4) * 0.12
+    found = fitted_costs(counts, steps + noise)
+    np.testing.assert_allclose(found, steps, atol=0.02)
+    assert (np.diff(found) >= 0).all()
+    # Of one round there is nothing to compare.
+    np.testing.assert_allclose(fitted_costs(counts, 0.5 * counts[None]), 0.5 * counts)
 
 
 def test_a_random_batch_has_the_inputs_of_the_encoder():

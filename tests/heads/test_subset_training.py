@@ -116,7 +116,7 @@ def test_temperature_and_noise_follow_the_step():
     assert int(gates.step) == 3
 
 
-@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("joint", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_killed_training_goes_on_to_the_bit(tmp_path, joint):
     def make():
         model = make_model(dropout=0.3, seed=2)
