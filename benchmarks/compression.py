@@ -12,9 +12,10 @@ say an encoder is so that it is as fast as asked; `speeds` runs every encoder th
 The methods, all with the importance of 2,048 training examples:
 
     heads and neurons    what `keras-minilmv2 compress` does
-    masks                the same without least squares
-    heads only           all neurons stay
     first layers         the last layers dropped: the depth baseline
+    heads only           all neurons stay
+    one round            `compress --num-rounds 1`
+    masks                the heads and neurons of one round, without least squares
 
 Scores are those of the dev split, without training and after one epoch with the whole
 model as teacher. A finished measurement is not made again. Writes `compression.json`
@@ -35,11 +36,15 @@ import numpy as np
 
 from keras_minilmv2.backbones.pruned import layer_counts
 from keras_minilmv2.downstream.saved import load_fine_tuned
-from keras_minilmv2.heads.budget import encoder_costs, keep_within
+from keras_minilmv2.heads.budget import (
+    encoder_costs,
+    gradual_importance,
+    keep_within,
+)
 from keras_minilmv2.heads.costs import Costs, random_batch
 from keras_minilmv2.heads.importance import head_importance
 from keras_minilmv2.heads.pruning import prune_heads
-from keras_minilmv2.heads.refit import refit_outputs
+from keras_minilmv2.runs.compress import CompressionSettings, importance_and_fit
 from keras_minilmv2.runs.grid import CELLS, Cell, FinishedCells, Result, run_grid
 from keras_minilmv2.runs.models import truncated
 from keras_minilmv2.runs.supervised import (
@@ -54,7 +59,7 @@ from keras_minilmv2.utils.tables import markdown_table
 from keras_minilmv2.utils.throughput import seconds_per_batch
 
 SPEEDUPS = (1.25, 1.5, 2.0, 3.0)
-METHODS = ("heads and neurons", "masks", "heads only", "first layers")
+METHODS = ("heads and neurons", "first layers", "heads only", "one round", "masks")
 TUNED = ("heads and neurons", "first layers")
 BATCH_SIZE, LENGTH = 32, 128
 NUM_CALIBRATION, LEARNING_RATE, DISTILL = 2_048, 1e-4, 0.5
@@ -103,30 +108,46 @@ class Compressed:
         if method == "first layers":
             number = max(1, round(backbone.num_layers / speedup))
             return truncated(backbone, number), time.perf_counter() - started
-        if self.importance is None:
-            self.importance = head_importance(
-                self.saved.model,
-                self.calibration,
-                self.task,
-                fisher_blocks=("heads", "neurons"),
-                seed=self.seed,
-            )
         heads_only = method == "heads only"
-        key = heads_only, speedup
+        measure, refit = importance_and_fit(
+            self.task,
+            self.saved.model,
+            self.calibration,
+            heads_only=heads_only,
+            seed=self.seed,
+        )
+        key = heads_only, speedup, method not in ("one round", "masks")
         if key not in self.masks:
             target = self.planned[plan_name(method, speedup)]
+            rounds = gradual_importance(
+                measure if heads_only else self._measured(measure),
+                refit,
+                backbone,
+                self.costs,
+                target,
+                CompressionSettings.num_rounds if key[-1] else 1,
+                heads_only=heads_only,
+            )
             kept = keep_within(
-                backbone, self.importance, self.costs, target, heads_only=heads_only
+                backbone, rounds[-1], self.costs, target, heads_only=heads_only
             )
             self.masks[key] = kept.head_mask, kept.neuron_mask
         masks = self.masks[key]
         if method != "masks":
-            batches = [
-                {name: batch[name] for name in backbone.input}
-                for batch, _ in self.calibration
-            ]
-            backbone = refit_outputs(backbone, *masks, batches)
+            backbone = refit(*masks)
         return prune_heads(backbone, *masks), time.perf_counter() - started
+
+    def _measured(self, measure):
+        """The same function, which measures the whole encoder once."""
+
+        def importance(encoder, head_mask, neuron_mask):
+            if head_mask is not None:
+                return measure(encoder, head_mask, neuron_mask)
+            if self.importance is None:
+                self.importance = measure(encoder, None, None)
+            return self.importance
+
+        return importance
 
     def run(self, cell):
         """Measures a cell."""
@@ -169,8 +190,11 @@ class Compressed:
             tuned: list of float. The speeds that are fine-tuned too.
         """
         settings = [("whole", 1.0, 0)]
-        settings += itertools.product(METHODS, SPEEDUPS, (0,))
-        settings += itertools.product(TUNED, tuned, (1,))
+        for method in METHODS:
+            settings += itertools.product((method,), SPEEDUPS, (0,))
+            settings += itertools.product(
+                (method,) if method in TUNED else (), tuned, (1,)
+            )
         return [
             CompressionCell(self.task.name, self.seed, method, speedup, epochs)
             for method, speedup, epochs in settings

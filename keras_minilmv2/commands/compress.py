@@ -59,6 +59,14 @@ def add(commands):
         help="training examples of the search; default: %(default)s",
     )
     command.add_argument(
+        "--num-rounds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="steps to the asked speed; importance is computed again before each; "
+        "default: %(default)s",
+    )
+    command.add_argument(
         "--no-least-squares",
         dest="least_squares",
         action="store_false",

@@ -58,6 +58,91 @@ def encoder_costs(backbone, budget, batch_size, sequence_length):
     return measured_costs(backbone, batch_size, sequence_length)
 
 
+def planned_masks(backbone, importance, costs, speedup, *, heads_only=False):
+    """The heads and neurons that keep the most Fisher information within a budget.
+
+    Args:
+        backbone: keras-nlp backbone of a supported family, not pruned.
+        importance: `HeadImportance`; see `keep_within`.
+        costs: `Costs` of the encoder.
+        speedup: float above 1. How many times less it must cost by `costs`.
+        heads_only: bool. Whether all neurons stay.
+
+    Returns:
+        tuple of int32 masks, `(num_layers, num_heads)` and `(num_layers,
+        intermediate_dim)`.
+
+    Raises:
+        BudgetError: if the encoder costs more without any of them.
+    """
+    heads = importance.shared_heads or importance.heads
+    neurons = importance.shared_neurons or importance.neurons
+    masks = choose_masks(
+        heads.fisher,
+        None if heads_only else neurons.fisher,
+        costs,
+        costs.total(*layer_counts(backbone)) / speedup,
+        head_products=importance.head_blocks,
+        neuron_products=importance.neuron_blocks,
+        num_runs=np.bincount(importance.block_of_layer),
+    )
+    return tuple(mask[importance.block_of_layer] for mask in masks)
+
+
+def check_speedup(backbone, costs, speedup, *, heads_only=False):
+    """Raises unless a speed can be had, by what an encoder costs.
+
+    Args: as for `planned_masks`.
+
+    Raises:
+        ValueError: if the encoder is not that fast without any head and neuron; the
+            sentence has the highest speed.
+    """
+    heads, neurons = layer_counts(backbone)
+    heads, neurons = np.array(heads), np.array(neurons)
+    kept = neurons if heads_only else np.zeros_like(neurons)
+    whole = costs.total(heads, neurons)
+    least = costs.total(np.zeros_like(heads), kept)
+    if whole / speedup < least:
+        raise ValueError(
+            "`speedup` must not be above what removing every head"
+            f"{'' if heads_only else ' and neuron'} gives. Received: "
+            f"speedup={speedup:g}, the most is {whole / least:.2f}."
+        )
+
+
+def gradual_importance(
+    measure, refit, backbone, costs, speedup, num_rounds, *, heads_only=False
+):
+    """Importance on the way to a budget, measured again after each part of it.
+
+    Round r of R removes what a budget of `speedup^(r / R)` has no place for, fits the
+    output matrices of what is left, and measures importance without what is removed.
+    Units that stood in for each other count once one of them is gone. What a round
+    removes has no importance afterwards.
+
+    Args:
+        measure: function of an encoder, a head mask and a neuron mask, or None for no
+            masks, that returns `HeadImportance`.
+        refit: function of both masks that returns the encoder with fitted matrices.
+        backbone: keras-nlp backbone, as for `planned_masks`.
+        costs: `Costs` of the encoder.
+        speedup: float above 1.
+        num_rounds: int, R. 1 measures the whole encoder alone.
+        heads_only: bool. Whether all neurons stay.
+
+    Returns:
+        list of `HeadImportance`: the first of the whole encoder, the last for
+        `keep_within`.
+    """
+    found = [measure(backbone, None, None)]
+    for number in range(1, num_rounds):
+        part = speedup ** (number / num_rounds)
+        masks = planned_masks(backbone, found[-1], costs, part, heads_only=heads_only)
+        found.append(measure(refit(*masks), *masks))
+    return found
+
+
 def keep_within(
     backbone,
     importance,
@@ -94,33 +179,18 @@ def keep_within(
         ValueError: if the encoder is not that fast without any head and neuron; the
             sentence has the highest speed.
     """
-    runs = np.bincount(importance.block_of_layer)
-    heads = importance.shared_heads or importance.heads
-    neurons = importance.shared_neurons or importance.neurons
+    check_speedup(backbone, costs, speedup, heads_only=heads_only)
     whole = costs.total(*layer_counts(backbone))
     batch = random_batch(backbone, batch_size, sequence_length)
     target, best = speedup, None
     for number in range(1, _MOST_TRIES + 1):
         try:
-            masks = choose_masks(
-                heads.fisher,
-                None if heads_only else neurons.fisher,
-                costs,
-                whole / target,
-                head_products=importance.head_blocks,
-                neuron_products=importance.neuron_blocks,
-                num_runs=runs,
+            masks = planned_masks(
+                backbone, importance, costs, target, heads_only=heads_only
             )
-        except BudgetError as error:
-            if best is not None:
-                break
-            least = costs.base + costs.neurons[-1] * runs.sum() * heads_only
-            raise ValueError(
-                "`speedup` must not be above what removing every head"
-                f"{'' if heads_only else ' and neuron'} gives. Received: "
-                f"speedup={speedup:g}, the most is {whole / least:.2f}."
-            ) from error
-        masks = [mask[importance.block_of_layer] for mask in masks]
+        except BudgetError:
+            # A speed that measuring made higher than what can be had.
+            break
         planned = whole / costs.total(*(mask.sum(axis=1) for mask in masks))
         if costs.unit != "seconds":
             return Kept(*masks, planned, planned)

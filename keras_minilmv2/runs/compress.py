@@ -15,7 +15,13 @@ from keras_minilmv2.backbones.pruned import is_pruned, layer_counts
 from keras_minilmv2.backbones.traces import forgotten_gradients
 from keras_minilmv2.downstream.saved import load_fine_tuned
 from keras_minilmv2.downstream.tasks import score_columns
-from keras_minilmv2.heads.budget import BUDGETS, encoder_costs, keep_within
+from keras_minilmv2.heads.budget import (
+    BUDGETS,
+    check_speedup,
+    encoder_costs,
+    gradual_importance,
+    keep_within,
+)
 from keras_minilmv2.heads.costs import parameter_costs
 from keras_minilmv2.heads.importance import head_importance
 from keras_minilmv2.heads.pruning import prune_heads
@@ -64,6 +70,8 @@ class CompressionSettings(Settings):
         heads_only: bool. Whether all neurons stay.
         num_calibration_examples: int. Training examples that importance and least
             squares are computed on, drawn by the seed.
+        num_rounds: int. Steps of equal factors to the asked speed; importance is
+            computed again, and matrices are fitted, before each.
         least_squares: bool. Whether the output matrices of what is left are fitted to
             what the whole model computes.
         penalty: float. Of the least squares; see `heads.search.OutputFit`.
@@ -90,6 +98,7 @@ class CompressionSettings(Settings):
     heads_only: bool = False
     # Search.
     num_calibration_examples: int = 2_048
+    num_rounds: int = 3
     least_squares: bool = True
     penalty: float = 1e-2
     seed: int = 0
@@ -107,7 +116,8 @@ class CompressionSettings(Settings):
         check_choice(BUDGETS, budget=self.budget)
         for name in ("latency_batch_size", "latency_length"):
             check_int(**{name: getattr(self, name)})
-        check_int(num_calibration_examples=self.num_calibration_examples)
+        for name in ("num_calibration_examples", "num_rounds"):
+            check_int(**{name: getattr(self, name)})
         check_number(least=0, penalty=self.penalty)
         check_int(least=0, below=2**32, seed=self.seed)
         check_int(least=0, epochs=self.epochs)
@@ -316,32 +326,41 @@ def _search(setup):
     backbone, seconds = saved.backbone, {}
     log(f"{describe(backbone)}, {task.title}.")
     scores = {"whole": _score(setup, saved.model)}
-    with _timed(seconds, "importance"):
-        importance = head_importance(
-            saved.model,
-            setup.calibration,
-            task,
-            fisher_blocks=("heads",) if settings.heads_only else ("heads", "neurons"),
-            seed=settings.seed,
-        )
-    log(
-        f"Importance of {settings.num_calibration_examples:,} training examples: "
-        f"{clock(seconds['importance'])}."
-    )
     inputs = {
         "batch_size": settings.latency_batch_size,
         "sequence_length": settings.latency_length,
     }
+    only = {"heads_only": settings.heads_only}
     with _timed(seconds, "costs"):
         costs = encoder_costs(backbone, settings.budget, **inputs)
+    check_speedup(backbone, costs, settings.speedup, **only)
+
+    measure, refit = importance_and_fit(
+        task,
+        saved.model,
+        setup.calibration,
+        least_squares=settings.least_squares,
+        penalty=settings.penalty,
+        seed=settings.seed,
+        **only,
+    )
+    measure = _timed(seconds, "importance")(measure)
+    refit = _timed(seconds, "least squares")(refit)
+    rounds = gradual_importance(
+        measure, refit, backbone, costs, settings.speedup, settings.num_rounds, **only
+    )
+    log(
+        f"Importance of {settings.num_calibration_examples:,} training examples, "
+        f"{settings.num_rounds} times: {clock(seconds['importance'])}."
+    )
     with _timed(seconds, "search"):
         kept = keep_within(
             backbone,
-            importance,
+            rounds[-1],
             costs,
             settings.speedup,
             **inputs,
-            heads_only=settings.heads_only,
+            **only,
             on_try=lambda number, planned, measured: log(
                 f"Try {number}: planned {planned:.2f} times as fast, measured "
                 f"{measured:.2f}."
@@ -353,28 +372,68 @@ def _search(setup):
         layer, num_relation_heads = compared_relations(backbone, model.backbone)
         log(f"Relation loss: layer {layer}, {num_relation_heads} relation heads.")
     scores["pruned"] = _score(setup, model)
-    if settings.least_squares and not family_of(backbone).shares_blocks:
-        with _timed(seconds, "least squares"):
-            batches = [
-                {name: batch[name] for name in backbone.input}
-                for batch, _ in setup.calibration
-            ]
-            refitted = refit_outputs(
-                backbone, *masks, batches, penalty=settings.penalty
-            )
-            smaller = prune_heads(refitted, *masks)
-        model = with_backbone(task, saved.model, smaller)
+    fitted = refit(*masks)
+    if fitted is not backbone:
+        model = with_backbone(task, saved.model, prune_heads(fitted, *masks))
         scores["fitted"] = _score(setup, model)
     shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
     log(f"{task.dev_split} {task.main_metric}: {shown}.")
-    return _Found(importance, kept, scores, seconds, model)
+    return _Found(rounds[0], kept, scores, seconds, model)
+
+
+def importance_and_fit(
+    task,
+    model,
+    batches,
+    *,
+    heads_only=False,
+    least_squares=True,
+    penalty=1e-2,
+    seed=0,
+):
+    """The two functions of a fine-tuned model that `gradual_importance` takes.
+
+    Args:
+        task: `Task` with its options.
+        model: Keras model of the task.
+        batches: sequence of pairs of inputs and targets.
+        heads_only: bool. Whether all neurons stay.
+        least_squares: bool. Whether the output matrices are fitted; those of families
+            that share weights between layers never are.
+        penalty: float; see `heads.search.OutputFit`.
+        seed: int.
+
+    Returns:
+        tuple of functions: of an encoder and its masks, or None, `HeadImportance`; of
+        masks, the encoder with fitted matrices.
+    """
+    backbone = model.backbone
+    inputs = [{name: batch[name] for name in backbone.input} for batch, _ in batches]
+
+    def measure(encoder, head_mask, neuron_mask):
+        return head_importance(
+            model if encoder is backbone else with_backbone(task, model, encoder),
+            batches,
+            task,
+            head_mask=head_mask,
+            neuron_mask=neuron_mask,
+            fisher_blocks=("heads",) if heads_only else ("heads", "neurons"),
+            seed=seed,
+        )
+
+    def refit(head_mask, neuron_mask):
+        if not least_squares or family_of(backbone).shares_blocks:
+            return backbone
+        return refit_outputs(backbone, head_mask, neuron_mask, inputs, penalty=penalty)
+
+    return measure, refit
 
 
 @contextlib.contextmanager
 def _timed(seconds, name):
     started = time.perf_counter()
     yield
-    seconds[name] = time.perf_counter() - started
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def _score(setup, model):

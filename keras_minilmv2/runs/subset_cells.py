@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_minilmv2.backbones.families import family_of
 from keras_minilmv2.backbones.projections import block_calls
 from keras_minilmv2.backbones.pruned import layer_counts
 from keras_minilmv2.downstream.saved import load_fine_tuned
-from keras_minilmv2.heads.budget import keep_within
+from keras_minilmv2.heads.budget import gradual_importance, keep_within
 from keras_minilmv2.heads.costs import operation_costs
 from keras_minilmv2.heads.gates import block_of_layer
 from keras_minilmv2.heads.importance import head_importance
 from keras_minilmv2.heads.l0_gates import L0Gates
 from keras_minilmv2.heads.orders import iterative_order, random_order
 from keras_minilmv2.heads.pruning import prune_heads
-from keras_minilmv2.heads.refit import refit_outputs
 from keras_minilmv2.heads.study import head_statistics
 from keras_minilmv2.heads.subset import (
     VARIANTS,
@@ -29,6 +27,7 @@ from keras_minilmv2.heads.subset import (
     check_kept,
 )
 from keras_minilmv2.heads.subset_training import FACTS, SubsetTraining
+from keras_minilmv2.runs.compress import CompressionSettings, importance_and_fit
 from keras_minilmv2.runs.grid import Cell, Result
 from keras_minilmv2.runs.models import truncated
 from keras_minilmv2.runs.settings import Settings, not_compared
@@ -463,23 +462,24 @@ class Subsets:
 
     def _compressed(self, cell, start):
         """Heads and neurons within the operations of K heads and all neurons."""
-        backbone, batches = start.backbone, self._batches(cell.seed)
-        importance = head_importance(
-            start, batches, self.task, fisher_blocks=("heads", "neurons")
-        )
+        backbone = start.backbone
         costs = operation_costs(backbone, self.task.sequence_length)
         heads, neurons = layer_counts(backbone)
         share = cell.num_kept_heads / int(np.prod(self.gates_shape))
         removed = costs.heads[-1] * len(heads) * (1 - share)
         whole = costs.total(heads, neurons)
-        kept = keep_within(backbone, importance, costs, whole / (whole - removed))
+        if not removed:
+            return start
+        speedup = whole / (whole - removed)
+        measure, refit = importance_and_fit(
+            self.task, start, self._batches(cell.seed), seed=cell.seed
+        )
+        rounds = gradual_importance(
+            measure, refit, backbone, costs, speedup, CompressionSettings.num_rounds
+        )
+        kept = keep_within(backbone, rounds[-1], costs, speedup)
         masks = kept.head_mask, kept.neuron_mask
-        if not family_of(backbone).shares_blocks:
-            inputs = [
-                {name: batch[name] for name in backbone.input} for batch, _ in batches
-            ]
-            backbone = refit_outputs(backbone, *masks, inputs)
-        return with_backbone(self.task, start, prune_heads(backbone, *masks))
+        return with_backbone(self.task, start, prune_heads(refit(*masks), *masks))
 
     def _learned(self, cell):
         """Trains gates, alone or with the encoder, and removes what they close."""
