@@ -54,7 +54,7 @@ def refit_outputs(backbone, head_mask, neuron_mask, batches, *, penalty=1e-2):
     states = []
     for batch in batches:
         x = inputs(batch, training=False)["layer_0"].numpy()
-        states.append([x, x, np.asarray(batch["padding_mask"])])
+        states.append([x, x, np.asarray(batch["padding_mask"], "int32")])
     if not states:
         raise ValueError("`batches` must not be empty. Received: 0 batches.")
     head_dim = backbone.hidden_dim // backbone.num_heads
@@ -65,7 +65,7 @@ def refit_outputs(backbone, head_mask, neuron_mask, batches, *, penalty=1e-2):
         ones = [tf.ones_like(gate) for gate in gates]
         kept = {"heads": np.repeat(masks[0], head_dim), "neurons": masks[1]}
         for kind, inner in kept.items():
-            run_whole, run_block = _runner(whole, kind), _runner(block, kind)
+            run_whole, run_block = (_runner(b, gates, kind) for b in (whole, block))
             old = _rows(output_matrices(whole)[kind])
             matrix = output_matrices(block)[kind]
             kernel, bias = _rows(matrix)
@@ -79,14 +79,14 @@ def refit_outputs(backbone, head_mask, neuron_mask, batches, *, penalty=1e-2):
             kernel[inner], bias = fit.solve(penalty)
             matrix.kernel.assign(kernel.reshape(matrix.kernel.shape))
             matrix.bias.assign(bias)
-        run_whole, run_block = _runner(whole), _runner(block)
+        run_whole, run_block = _runner(whole, gates), _runner(block, gates)
         for state in states:
             state[0] = run_whole(state[0], state[2], *ones).numpy()
             state[1] = run_block(state[1], state[2], *gates).numpy()
     return refitted
 
 
-def _runner(block, kind=None):
+def _runner(block, gates, kind=None):
     """A compiled function of one block.
 
     Returns its output, or of a kind the residual stream beside its output matrix and
@@ -98,8 +98,15 @@ def _runner(block, kind=None):
         "neurons": ("feed_forward_input", "neurons"),
     }
     layer = GatedBlocks([block], inner=inner[kind])
+    width = output_matrices(block)["heads"].bias.shape[-1]
+    # One graph for batches of all shapes.
+    signature = [
+        tf.TensorSpec((None, None, width), "float32"),
+        tf.TensorSpec((None, None), "int32"),
+        *(tf.TensorSpec(gate.shape, gate.dtype) for gate in gates),
+    ]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=signature)
     def run(x, padding_mask, head_gate, neuron_gate):
         y, found = layer(x, padding_mask, head_gate, neuron_gate, training=False)
         if kind is None:
