@@ -13,7 +13,8 @@ demo: $(READY)
 # In the order of the files: the last ones are short, so that no process waits for long.
 test: $(READY)
 	status=0; for part in '[a-d]*/' '[e-h]*/' '[i-z]*'; do \
-		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/$$part \
+		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+			--durations 10 --durations-min 5 tests/$$part \
 			|| status=1; \
 	done; exit $$status
 
