@@ -20,8 +20,8 @@ def refit_outputs(backbone, head_mask, neuron_mask, batches, *, penalty=1e-2):
     in squares over real tokens, to the same sum in the whole encoder. So later layers
     make up for what earlier ones could not. A layer that keeps nothing has a new bias.
 
-    Hidden states of all batches are held in memory, twice: 8 bytes for a token and
-    channel.
+    Hidden states of all batches are held in memory, and twice those of a layer: 16
+    bytes for a token and channel.
 
     Args:
         backbone: keras-nlp backbone of a family whose layers share no weights. It is
@@ -64,40 +64,40 @@ def refit_outputs(backbone, head_mask, neuron_mask, batches, *, penalty=1e-2):
         gates = [tf.cast(mask, "float32")[None, None] for mask in masks]
         ones = [tf.ones_like(gate) for gate in gates]
         kept = {"heads": np.repeat(masks[0], head_dim), "neurons": masks[1]}
-        for kind, inner in kept.items():
-            run_whole, run_block = (_runner(b, gates, kind) for b in (whole, block))
-            old = _rows(output_matrices(whole)[kind])
+        run_whole = _runner(whole, gates, tuple(kept))
+        wanted = []
+        for state in states:
+            found = [x.numpy() for x in run_whole(state[0], state[2], *ones)]
+            state[0] = found[0]
+            wanted.append([sums[state[2].astype(bool)] for sums in found[1:]])
+        for place, (kind, inner) in enumerate(kept.items()):
+            run_block = _runner(block, gates, (kind,), sums=False)
             matrix = output_matrices(block)[kind]
             kernel, bias = _rows(matrix)
             fit = OutputFit(kernel[inner], bias)
-            for x_whole, x_block, mask in states:
+            for (_, x, mask), sums in zip(states, wanted, strict=True):
                 real = mask.astype(bool)
-                stream, found = _real(run_whole(x_whole, mask, *ones), real)
-                wanted = stream + found @ old[0] + old[1]
-                stream, found = _real(run_block(x_block, mask, *gates), real)
-                fit.add(found[:, inner], wanted - stream)
+                stream, found = (y.numpy()[real] for y in run_block(x, mask, *gates))
+                fit.add(found[:, inner], sums[place] - stream)
             kernel[inner], bias = fit.solve(penalty)
             matrix.kernel.assign(kernel.reshape(matrix.kernel.shape))
             matrix.bias.assign(bias)
-        run_whole, run_block = _runner(whole, gates), _runner(block, gates)
+        run_block = _runner(block, gates)
         for state in states:
-            state[0] = run_whole(state[0], state[2], *ones).numpy()
-            state[1] = run_block(state[1], state[2], *gates).numpy()
+            state[1] = run_block(state[1], state[2], *gates)[0].numpy()
     return refitted
 
 
-def _runner(block, gates, kind=None):
+def _runner(block, gates, kinds=(), sums=True):
     """A compiled function of one block.
 
-    Returns its output, or of a kind the residual stream beside its output matrix and
-    what the matrix is given.
+    Returns its output, and for each kind the residual stream plus what its output
+    matrix gives; without `sums` no output, and of one kind the residual stream and what
+    its matrix is given.
     """
-    inner = {
-        None: (),
-        "heads": ("heads",),
-        "neurons": ("feed_forward_input", "neurons"),
-    }
-    layer = GatedBlocks([block], inner=inner[kind])
+    names = {"heads": ("heads",), "neurons": ("feed_forward_input", "neurons")}
+    layer = GatedBlocks([block], inner=tuple(n for kind in kinds for n in names[kind]))
+    old = [_rows(output_matrices(block)[kind]) for kind in kinds]
     width = output_matrices(block)["heads"].bias.shape[-1]
     # One graph for batches of all shapes.
     signature = [
@@ -108,18 +108,20 @@ def _runner(block, gates, kind=None):
 
     @tf.function(input_signature=signature)
     def run(x, padding_mask, head_gate, neuron_gate):
-        y, found = layer(x, padding_mask, head_gate, neuron_gate, training=False)
-        if kind is None:
-            return y
-        (found,) = found
-        return found.get("feed_forward_input", x), found[kind]
+        y, inner = layer(x, padding_mask, head_gate, neuron_gate, training=False)
+        if not kinds:
+            return (y,)
+        (found,) = inner
+        streams = {"heads": x, "neurons": found.get("feed_forward_input")}
+        parts = [(streams[kind], found[kind]) for kind in kinds]
+        if not sums:
+            return parts[0]
+        return y, *(
+            stream + tf.matmul(value, kernel) + bias
+            for (stream, value), (kernel, bias) in zip(parts, old, strict=True)
+        )
 
     return run
-
-
-def _real(values, real):
-    """The rows of real tokens of each `(batch, length, channels)`."""
-    return (value.numpy()[real] for value in values)
 
 
 def _rows(matrix):

@@ -53,6 +53,8 @@ from keras_minilmv2.utils.tables import clock, count, megabytes, percent
 
 _PICTURE = "layers.png"
 _SCORES = "scores.json"
+# Least squares stop reading there: the matrix has an unknown a neuron and channel.
+_TOKENS_PER_NEURON = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ class CompressionSettings(Settings):
         latency_length: int, tokens of these.
         heads_only: bool. Whether all neurons stay.
         num_calibration_examples: int. Training examples that importance and least
-            squares are computed on, drawn by the seed.
+            squares are computed on, drawn by the seed. Least squares read no more than
+            20 tokens for each neuron of a layer.
         num_rounds: int. Steps of equal factors to the asked speed; importance is
             computed again, and matrices are fitted, before each.
         least_squares: bool. Whether the output matrices of what is left are fitted to
@@ -396,7 +399,8 @@ def importance_and_fit(
     Args:
         task: `Task` with its options.
         model: Keras model of the task.
-        batches: sequence of pairs of inputs and targets.
+        batches: sequence of pairs of inputs and targets, in random order; matrices are
+            fitted to the first 20 tokens for each neuron of a layer.
         heads_only: bool. Whether all neurons stay.
         least_squares: bool. Whether the output matrices are fitted; those of families
             that share weights between layers never are.
@@ -408,7 +412,11 @@ def importance_and_fit(
         masks, the encoder with fitted matrices.
     """
     backbone = model.backbone
-    inputs = [{name: batch[name] for name in backbone.input} for batch, _ in batches]
+    inputs, tokens = [], 0
+    for batch, _ in batches:
+        if tokens < _TOKENS_PER_NEURON * backbone.intermediate_dim:
+            inputs.append({name: batch[name] for name in backbone.input})
+            tokens += int(np.sum(batch["padding_mask"]))
 
     def measure(encoder, head_mask, neuron_mask):
         return head_importance(

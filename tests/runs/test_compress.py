@@ -2,16 +2,23 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import keras_hub
 import numpy as np
 import pytest
+from families import make_backbone
 from small_runs import make_teacher, write_task
 
 from keras_minilmv2 import cli
 from keras_minilmv2.backbones.pruned import layer_counts
 from keras_minilmv2.downstream.saved import load_saved
-from keras_minilmv2.runs.compress import CompressionSettings, compress
+from keras_minilmv2.runs import compress as compress_run
+from keras_minilmv2.runs.compress import (
+    CompressionSettings,
+    compress,
+    importance_and_fit,
+)
 from keras_minilmv2.runs.evaluate import evaluate_model
 from keras_minilmv2.runs.fine_tune import fine_tune
 
@@ -139,3 +146,22 @@ def test_settings_are_checked():
         CompressionSettings(penalty=-1.0)
     with pytest.raises(ValueError, match="`epochs` must be an int of at least 0"):
         CompressionSettings(epochs=-1)
+
+
+def test_least_squares_stop_reading_at_20_tokens_a_neuron(monkeypatch):
+    backbone = make_backbone("bert", intermediate_dim=8)
+    mask = np.ones((5, 10), "int32")
+    mask[:, 8:] = 0
+    inputs = {name: mask for name in backbone.input}
+    seen = []
+    monkeypatch.setattr(
+        compress_run,
+        "refit_outputs",
+        lambda backbone, heads, neurons, batches, penalty: seen.extend(batches),
+    )
+    model = SimpleNamespace(backbone=backbone)
+    # 40 tokens a batch, of 160 in all.
+    _, refit = importance_and_fit(None, model, [(inputs, None)] * 6)
+    refit(None, None)
+    assert len(seen) == 4
+    assert set(seen[0]) == set(backbone.input)
